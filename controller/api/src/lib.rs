@@ -1,0 +1,1 @@
+//! The operator's objects: what the controller's operator API and the command line exchange.

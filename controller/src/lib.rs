@@ -1,0 +1,1 @@
+//! What the fleet should be: device API, operator API, store.

@@ -1,0 +1,1 @@
+//! The description of a virtual machine and the control protocol of its monitor.

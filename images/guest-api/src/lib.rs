@@ -1,0 +1,1 @@
+//! What the agent tells the init process of a container's microVM, and what that answers.

@@ -1,0 +1,1 @@
+//! Disk images without root: GPT, FAT, UKI, installer stick.

@@ -1,0 +1,3 @@
+//! One entry for people: demo, test, e2e, bench, image, lint.
+
+fn main() {}
