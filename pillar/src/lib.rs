@@ -1,1 +1,11 @@
 //! The agent on the device: what it should be, what it is, and the next step.
+//!
+//! ```text
+//! config --> desired --> reconcilers --> observed --> report
+//!            |            network, content, volume, workload
+//!            checkpoint (last good config, so that a device starts without its controller)
+//! ```
+//!
+//! [`domain`] holds the types that travel along this road; wire messages are translated into them once, at the edge.
+
+pub mod domain;

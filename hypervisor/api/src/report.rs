@@ -1,0 +1,36 @@
+//! Last words: why a machine ended, written whole by the monitor just before its process exits.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "reason")]
+pub enum LastWords {
+    /// The guest powered itself off (ACPI S5).
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The processor gave up: a fault while handling a double fault.
+    TripleFault,
+    /// Someone asked the monitor to end the machine ([`crate::control::Request::Kill`], or SIGTERM).
+    Killed,
+    /// The monitor could not start or go on.
+    Failed {
+        /// What went wrong, in words.
+        message: String,
+    },
+}
+
+impl LastWords {
+    /// The exit status of the monitor's process for this end. 0 power-off, 2 reset, 3 triple fault, 4 killed,
+    /// 1 monitor failed.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            LastWords::PowerOff => 0,
+            LastWords::Failed { .. } => 1,
+            LastWords::Reset => 2,
+            LastWords::TripleFault => 3,
+            LastWords::Killed => 4,
+        }
+    }
+}

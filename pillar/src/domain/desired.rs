@@ -1,0 +1,181 @@
+//! What the device should be, translated from the controller's config by the edge (`config`) and read by the reconcilers.
+//!
+//! A [`Desired`] is always whole: what is not in it is to be taken away. References between its parts were checked when
+//! it was made.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
+
+/// Everything that the controller wants of this device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Places to download from.
+    pub datastores: BTreeMap<DatastoreId, Datastore>,
+    /// Content trees.
+    pub contents: BTreeMap<ContentId, Content>,
+    /// Volumes.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Network instances.
+    pub networks: BTreeMap<NetworkId, NetworkInstance>,
+    /// Apps.
+    pub apps: BTreeMap<AppId, App>,
+}
+
+/// A place to download from. Only OCI registries so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datastore {
+    /// `host` or `host:port` of the registry, spoken to over TLS.
+    pub registry: String,
+    /// Further certificate authorities to trust there, PEM.
+    pub ca_certificates: Vec<String>,
+    /// User name and password, if the registry asks for them.
+    pub login: Option<(String, String)>,
+}
+
+/// A content tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Name for people.
+    pub name: String,
+    /// Where it comes from.
+    pub datastore: DatastoreId,
+    /// Repository in the registry, without tag or digest.
+    pub repository: String,
+    /// Digest of the image's manifest, `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    /// What it holds.
+    pub kind: ContentKind,
+}
+
+/// What a content tree holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContentKind {
+    /// A container image (OCI image manifest with layers).
+    Container,
+    /// A machine image: an OCI artifact whose layers carry the annotation `org.lfedge.eci.role` (`kernel`, `initrd`,
+    /// `disk-root`); the root disk is raw.
+    MachineRaw,
+    /// The same with a qcow2 root disk.
+    MachineQcow2,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Name for people.
+    pub name: String,
+    /// The content that it starts as.
+    pub content: ContentId,
+    /// Counts up when the volume is to be made anew (EVE's purge).
+    pub generation: i64,
+    /// Size in bytes; 0: as large as its content.
+    pub size_bytes: u64,
+    /// Not writable for the app.
+    pub readonly: bool,
+}
+
+/// A network instance. Only local ones (bridge, NAT, DHCP, DNS) so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkInstance {
+    /// Name for people.
+    pub name: String,
+    /// The gateway's address; it is the first of the subnet if the controller names none.
+    pub gateway: Ipv4Addr,
+    /// Prefix length of the subnet.
+    pub prefix: u8,
+    /// First and last address given to apps.
+    pub range: (Ipv4Addr, Ipv4Addr),
+    /// Name servers for apps; empty: the gateway answers.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// An app instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    /// Name for people.
+    pub name: String,
+    /// Whether it is to run.
+    pub activate: bool,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// How it is run.
+    pub runtime: Runtime,
+    /// Its volumes; the first is the root disk or the container image.
+    pub volumes: Vec<VolumeMount>,
+    /// Its interfaces.
+    pub interfaces: Vec<AppInterface>,
+    /// Environment for containers, `NAME=value`.
+    pub env: Vec<String>,
+    /// cloud-init user data for VMs, as text.
+    pub user_data: Option<String>,
+    /// Counts up for each restart that an operator asks for.
+    pub restart_counter: u32,
+    /// Counts up for each purge (volumes made anew, then restart) that an operator asks for.
+    pub purge_counter: u32,
+}
+
+/// How an app is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// A virtual machine with the kernel and initrd of its machine image.
+    Machine {
+        /// Kernel command line.
+        cmdline: String,
+    },
+    /// A container in a microVM of its own.
+    ContainerMicrovm,
+    /// A container on the host's kernel.
+    ContainerNative,
+}
+
+/// A volume and its place in an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeMount {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where a container sees it; empty for the first volume and for VMs.
+    pub mount_dir: String,
+}
+
+/// An interface of an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppInterface {
+    /// Name for people.
+    pub name: String,
+    /// The network that it is plugged into.
+    pub network: NetworkId,
+    /// A fixed hardware address, if the controller wants one.
+    pub mac: Option<[u8; 6]>,
+    /// A fixed address, if the controller wants one.
+    pub address: Option<Ipv4Addr>,
+    /// Ports of the device that lead to the app.
+    pub port_maps: Vec<PortMap>,
+}
+
+/// A port of the device that leads to a port of an app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PortMap {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Port on the device's uplinks.
+    pub device_port: u16,
+    /// Port in the app.
+    pub app_port: u16,
+}
+
+/// Transport protocol of a port map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
