@@ -9,3 +9,4 @@
 //! [`domain`] holds the types that travel along this road; wire messages are translated into them once, at the edge.
 
 pub mod domain;
+pub mod paths;
