@@ -1,0 +1,58 @@
+//! What people see while long work goes on: a line a step with its time, and a moving figure on a terminal.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+/// Says one line.
+pub fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// A step of long work. Says what begins, shows a running clock on a terminal, and says how long it took.
+pub struct Step {
+    name: String,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Step {
+    pub fn begin(name: impl Into<String>) -> Step {
+        let name = name.into();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+                bar.set_style(style);
+            }
+            bar.set_message(name.clone());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        if bar.is_none() {
+            eprintln!("... {name}");
+        }
+        Step { name, start: Instant::now(), bar }
+    }
+
+    /// Shows where the step stands, with figures.
+    pub fn detail(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("{}: {text}", self.name)),
+            None => eprintln!("    {}: {text}", self.name),
+        }
+    }
+
+    pub fn done(self) -> Duration {
+        let took = self.start.elapsed();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if took > Duration::from_secs(90) {
+            eprintln!("ok  {} ({})", self.name, HumanDuration(took));
+        } else {
+            eprintln!("ok  {} ({:.1} s)", self.name, took.as_secs_f64());
+        }
+        took
+    }
+}
