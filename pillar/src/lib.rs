@@ -8,5 +8,12 @@
 //!
 //! [`domain`] holds the types that travel along this road; wire messages are translated into them once, at the edge.
 
+pub mod backoff;
+pub mod bundle;
+pub mod clock;
 pub mod domain;
+pub mod durable;
 pub mod paths;
+pub mod status;
+pub mod supervise;
+pub mod tls;

@@ -1,0 +1,195 @@
+//! The bundle of the installer stick, as it lies in `/config`: which controller, whom to trust, since when.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Deserialize;
+
+use crate::paths::Paths;
+
+/// Roots of the system, used for TLS only when the bundle names none. EVE trusts both; a device that was told its
+/// roots needs no others.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// What the bundle says.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The controller.
+    pub server: Server,
+    /// Root of the controller's signing and encryption certificates, DER.
+    pub root: CertificateDer<'static>,
+    /// Roots for the TLS connection, DER: those of the bundle and the root above, as EVE does.
+    pub tls_roots: Vec<CertificateDer<'static>>,
+    /// EVE's onboarding certificate and key, PEM, if the image carries them.
+    pub onboarding: Option<(String, String)>,
+    /// Serial set by software (`soft_serial`), for machines whose firmware has none.
+    pub soft_serial: Option<String>,
+    /// When the bundle was made: no clock of this device can be right and earlier.
+    pub built_at: Option<SystemTime>,
+}
+
+/// Host and port of the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Name or address, IPv6 in brackets.
+    pub host: String,
+    /// TCP port, 443 if the file names none.
+    pub port: u16,
+}
+
+impl Server {
+    /// Reads `host` or `host:port`, with white space around it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let (host, port) = match text.rsplit_once(':') {
+            // The last colon of a bare IPv6 address in brackets is inside them.
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok().filter(|port| *port != 0)?),
+            _ => (text, 443),
+        };
+        let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let good = match v6 {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host.len() <= 253
+                    && host.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+            }
+        };
+        good.then(|| Self { host: host.to_owned(), port })
+    }
+
+    /// `host:port`.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// Why the bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("read {path}: {source}; the image was made without it or the config partition is damaged: install again")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file holds something else than it should.
+    #[error("{path}: {reason}; make the installer image again")]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Extras {
+    built_at: Option<jiff::Timestamp>,
+}
+
+impl Bundle {
+    /// Reads the bundle.
+    ///
+    /// # Errors
+    /// When a file that nothing works without is missing or is not what it should be.
+    pub fn read(paths: &Paths) -> Result<Self, Error> {
+        let text = |name: &str| {
+            let path = paths.bundle(name);
+            std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
+        };
+        let content = |name: &str, reason: &str| Error::Content { path: paths.bundle(name), reason: reason.to_owned() };
+
+        let server = Server::parse(&text("server")?).ok_or_else(|| content("server", "not host or host:port"))?;
+        let root_name = "root-certificate.pem";
+        let root = certificates(text(root_name)?.as_bytes())
+            .map_err(|reason| content(root_name, &reason))?
+            .into_iter()
+            .next()
+            .ok_or_else(|| content(root_name, "holds no certificate"))?;
+
+        let tls_name = "v2tlsbaseroot-certificates.pem";
+        let mut tls_roots = match text(tls_name) {
+            Ok(pem) => certificates(pem.as_bytes()).map_err(|reason| content(tls_name, &reason))?,
+            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        if tls_roots.is_empty() {
+            tls_roots = std::fs::read(SYSTEM_ROOTS)
+                .ok()
+                .and_then(|pem| certificates(&pem).ok())
+                .unwrap_or_default();
+        }
+        if !tls_roots.contains(&root) {
+            tls_roots.push(root.clone());
+        }
+
+        let onboarding = match (text("onboard.cert.pem"), text("onboard.key.pem")) {
+            (Ok(certificate), Ok(key)) => Some((certificate, key)),
+            _ => None,
+        };
+        let soft_serial = text("soft_serial").ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let built_at = match text("skerry.json") {
+            Ok(json) => serde_json::from_str::<Extras>(&json)
+                .map_err(|error| content("skerry.json", &error.to_string()))?
+                .built_at
+                .and_then(|at| u64::try_from(at.as_second()).ok())
+                .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+            // A bundle of another EVE controller has no such file.
+            Err(_) => None,
+        };
+        Ok(Self { server, root, tls_roots, onboarding, soft_serial, built_at })
+    }
+}
+
+/// The certificates of a PEM text.
+///
+/// # Errors
+/// When there is something between the markers that is not base64.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("not PEM certificates: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers() {
+        let good = [
+            ("controller.example:8443\n", "controller.example", 8443),
+            ("controller.example", "controller.example", 443),
+            ("192.0.2.1:443", "192.0.2.1", 443),
+            (" [2001:db8::1]:9 ", "[2001:db8::1]", 9),
+            ("[2001:db8::1]", "[2001:db8::1]", 443),
+        ];
+        for (text, host, port) in good {
+            assert_eq!(Server::parse(text), Some(Server { host: host.into(), port }), "{text}");
+        }
+        for text in ["", "\n", ":443", "host:", "host:0", "host:70000", "ho st", "a/b", "a@b:1", "[::1", "[x]:1", "2001:db8::1"] {
+            assert_eq!(Server::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { config: dir.path().into(), ..Paths::default() };
+        let error = Bundle::read(&paths).unwrap_err().to_string();
+        assert!(error.contains("server") && error.contains(&dir.path().display().to_string()), "{error}");
+        std::fs::write(dir.path().join("server"), "localhost:1").unwrap();
+        std::fs::write(dir.path().join("root-certificate.pem"), "no pem").unwrap();
+        let error = Bundle::read(&paths).unwrap_err().to_string();
+        assert!(error.contains("root-certificate.pem") && error.contains("no certificate"), "{error}");
+    }
+}
