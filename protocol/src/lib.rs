@@ -1,1 +1,18 @@
 //! How device and controller speak: EVE API messages, signed envelope, encrypted blocks. No I/O.
+//!
+//! Everything that passes between a device and its controller is described here once, for both ends:
+//!
+//! - [`eve`]: the messages of the EVE device API v2, generated from the schema in `proto/`;
+//! - [`paths`]: the URL paths that they are sent to;
+//! - [`envelope`]: the signed container around every message;
+//! - [`keys`]: what signs and what checks them;
+//! - [`ids`]: ids as types.
+//!
+//! The crate opens no file and no socket and reads no clock: bytes, keys and the time come in as values, so that the
+//! device, the controller, the load generator and the fuzzers all run the same code.
+
+pub mod envelope;
+pub mod eve;
+pub mod ids;
+pub mod keys;
+pub mod paths;
