@@ -43,6 +43,14 @@ impl Step {
         }
     }
 
+    /// Says that the step failed, and why.
+    pub fn failed(self, reason: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("FAILED {} ({:.1} s): {reason}", self.name, self.start.elapsed().as_secs_f64());
+    }
+
     pub fn done(self) -> Duration {
         let took = self.start.elapsed();
         if let Some(bar) = &self.bar {

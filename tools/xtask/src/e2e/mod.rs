@@ -1,0 +1,87 @@
+//! End-to-end tests: each a story of what a user does, on a whole emulated machine with the real image.
+//!
+//! A test is a function that tells its steps to a [`Story`] and returns an error when the world is not as it should be.
+//! It ends with `PASS name seconds` or `FAIL name reason`.
+
+mod main_job;
+mod story;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+pub use story::Story;
+
+use crate::site::Built;
+
+/// A test and what it is called.
+struct Test {
+    name: &'static str,
+    about: &'static str,
+    /// Runs in CI.
+    essential: bool,
+    run: fn(&Story) -> Result<()>,
+}
+
+const TESTS: &[Test] = &[Test {
+    name: "main-job",
+    about: "from a USB stick to a running VM and a running container",
+    essential: true,
+    run: main_job::run,
+}];
+
+/// How many tests passed and failed.
+#[derive(Default)]
+pub struct Outcome {
+    pub passed: usize,
+    pub failed: usize,
+}
+
+/// Names every test, one a line.
+pub fn list() {
+    for test in TESTS {
+        println!("{:<20} {}{}", test.name, test.about, if test.essential { " (essential)" } else { "" });
+    }
+}
+
+/// Runs tests by name; `all` is every one.
+pub fn run(names: &[String]) -> Result<Outcome> {
+    let mut chosen = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "all" => chosen.extend(TESTS),
+            name => match TESTS.iter().find(|test| test.name == name) {
+                Some(test) => chosen.push(test),
+                None => bail!("there is no end-to-end test {name:?}; `cargo xtask e2e --list` names them"),
+            },
+        }
+    }
+    run_tests(&chosen)
+}
+
+/// Runs the tests that CI runs.
+pub fn run_essential() -> Result<Outcome> {
+    run_tests(&TESTS.iter().filter(|test| test.essential).collect::<Vec<_>>())
+}
+
+fn run_tests(tests: &[&Test]) -> Result<Outcome> {
+    let built = Built::make()?;
+    let mut outcome = Outcome::default();
+    for test in tests {
+        println!("==== {}: {}", test.name, test.about);
+        let story = Story::begin(test.name, &built, Path::new("target/e2e"))?;
+        match (test.run)(&story) {
+            Ok(()) => {
+                println!("PASS {} {:.1}", test.name, story.seconds());
+                outcome.passed += 1;
+                story.clean_up();
+            }
+            Err(error) => {
+                println!("FAIL {} {}", test.name, format!("{error:#}").replace('\n', "\n     "));
+                println!("     what it left is in {}", story.dir().display());
+                outcome.failed += 1;
+            }
+        }
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,71 @@
+//! The real `skerry-controller` on its embedded store.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::process::Server;
+use super::{HOST_FROM_BOX, free_port};
+
+pub struct Controller {
+    server: Option<Server>,
+    program: PathBuf,
+    dir: PathBuf,
+    port: u16,
+}
+
+impl Controller {
+    pub fn start(programs: &Path, dir: &Path) -> Result<Controller> {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let port = free_port()?;
+        let mut controller =
+            Controller { server: None, program: programs.join("skerry-controller"), dir: dir.to_owned(), port };
+        controller.resume()?;
+        Ok(controller)
+    }
+
+    /// Starts it again, on the same port and with the same store.
+    pub fn resume(&mut self) -> Result<()> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let mut command = Command::new(&self.program);
+        command.arg("serve").arg("--data").arg(&self.dir).args([
+            "--listen",
+            &address.to_string(),
+            "--name",
+            &format!("{HOST_FROM_BOX}:{}", self.port),
+            "--name",
+            &address.to_string(),
+        ]);
+        self.server = Some(Server::start("skerry-controller", &mut command, address, &self.dir.join("log"))?);
+        Ok(())
+    }
+
+    /// Takes it off the network.
+    pub fn stop(&mut self) -> Result<()> {
+        self.server.take().map_or(Ok(()), |mut server| server.stop())
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn log_tail(&self) -> String {
+        self.server.as_ref().map(Server::tail).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().and_then(Server::pid)
+    }
+
+    pub fn detach(self) {
+        if let Some(server) = self.server {
+            server.detach();
+        }
+    }
+}
