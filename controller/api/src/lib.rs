@@ -1,1 +1,44 @@
 //! The operator's objects: what the controller's operator API and the command line exchange.
+//!
+//! Objects look like Kubernetes objects (`apiVersion`, `kind`, `metadata`, `spec`, `status`), so that people and tools feel at home
+//! and so that the kinds can become custom resources one day. The operator writes `spec`; the controller writes `status` and most of
+//! `metadata`. This crate knows shapes and the rules that hold for one object alone; rules between objects are the controller's.
+//!
+//! | kind | collection | who makes it |
+//! |---|---|---|
+//! | [`Device`] | `devices` | enrolment; an operator labels, renames and deletes it |
+//! | [`App`] | `apps` | operator |
+//! | [`Datastore`] | `datastores` | operator |
+
+mod app;
+mod datastore;
+mod device;
+mod image;
+mod meta;
+mod object;
+mod problem;
+mod session;
+
+pub use app::{
+    App, AppPhase, AppSpec, AppStatus, AppType, DiskFormat, ImageSource, Isolation, PortMap,
+    Protocol, Resources,
+};
+pub use datastore::{Datastore, DatastoreSpec, DatastoreStatus, DatastoreType, RegistryUrl};
+pub use device::{
+    Attestation, AttestationLevel, ConfigStatus, Device, DevicePhase, DeviceSpec, DeviceStatus,
+    Hardware, Interface, MemoryStatus, ProcessMemory, ReportedError, Verdict,
+};
+pub use image::{ImageReference, ReferenceError, Sha256Digest};
+pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label};
+pub use object::{Invalid, List, Object, WatchEvent, WatchEventType};
+pub use problem::{FieldError, Problem};
+pub use session::{ImageBundle, LogEntry, TokenRequest, TokenResponse};
+
+/// The `apiVersion` of every object here.
+pub const API_VERSION: &str = "skerry.io/v1";
+
+/// Path below which the operator API lives on a controller.
+pub const API_PREFIX: &str = "/apis/skerry.io/v1";
+
+/// Media type of an error body, see [`Problem`] (RFC 9457, section 3).
+pub const PROBLEM_JSON: &str = "application/problem+json";
