@@ -1,0 +1,99 @@
+//! A box of the site: an emulated PC with Skerry's own milestones.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use testbed::{Forward, Pc, Spec};
+
+use super::free_port;
+
+/// Long enough for the slowest step on a build machine that is busy; no test measures time by failing.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What ends any wait at once, because nothing good comes after it.
+const DISASTERS: &[&str] = &["Kernel panic", "skerry-installer: failed", "skerry-initrd: failed"];
+
+/// Ports of a box that its apps are mapped to, and that are reached at this machine.
+pub const APP_PORTS: [u16; 4] = [8080, 8081, 8082, 8083];
+
+pub struct Machine {
+    pub pc: Pc,
+}
+
+impl Machine {
+    /// Puts a box together; nothing is on its disk yet.
+    pub fn build(serial: &str, dir: &Path) -> Result<Machine> {
+        let mut spec = Spec::new(serial);
+        for machine in APP_PORTS {
+            spec.forwards.push(Forward { host: free_port()?, machine });
+        }
+        Machine::of(spec, dir)
+    }
+
+    /// The same for a machine of one's own choice.
+    pub fn of(spec: Spec, dir: &Path) -> Result<Machine> {
+        let name = spec.serial.clone();
+        Ok(Machine { pc: Pc::build(spec, dir).with_context(|| format!("building the PC {name}"))? })
+    }
+
+    /// Where an app's port of the box is reached at this machine.
+    pub fn app_address(&mut self, port: u16) -> Result<String> {
+        let forwards = &self.pc.spec_mut().forwards;
+        let forward = forwards.iter().find(|forward| forward.machine == port);
+        let forward = forward.with_context(|| format!("port {port} of the box is not forwarded"))?;
+        Ok(format!("127.0.0.1:{}", forward.host))
+    }
+
+    /// Installs from a stick, and takes it out when the machine has powered itself off. `tell` gets each line of progress.
+    pub fn install(&mut self, stick: &Path, tell: &mut dyn FnMut(&str)) -> Result<Duration> {
+        let start = Instant::now();
+        // The stick is written to (its report), and the same image serves other boxes.
+        let own = self.pc.dir().join("stick.img");
+        sparse_copy(stick, &own)?;
+        self.pc.plug_stick(&own);
+        self.pc.power_on()?;
+        loop {
+            let line = self.wait_for("skerry-installer: ")?;
+            tell(line.split_once("skerry-installer: ").map_or(line.as_str(), |(_, text)| text));
+            if line.contains("skerry-installer: done") {
+                break;
+            }
+        }
+        self.pc.wait_off(PATIENCE)?;
+        self.pc.unplug_stick();
+        Ok(start.elapsed())
+    }
+
+    /// Waits for a line of the serial console.
+    pub fn wait_for(&mut self, text: &str) -> Result<String> {
+        Ok(self.pc.serial().expect_or(text, DISASTERS, PATIENCE)?)
+    }
+
+    /// Powers on and waits until the agent says that it is enrolled, attested and configured; gives the device's id.
+    pub fn boot(&mut self, tell: &mut dyn FnMut(&str)) -> Result<String> {
+        self.pc.serial().skip();
+        self.pc.power_on()?;
+        let line = self.wait_for("skerry: enrolled as ")?;
+        tell(&line);
+        let id = line
+            .split_once("enrolled as ")
+            .and_then(|(_, rest)| rest.split_whitespace().next())
+            .with_context(|| format!("no device id in {line:?}"))?
+            .to_owned();
+        tell(&self.wait_for("skerry: attested")?);
+        tell(&self.wait_for("skerry: config applied")?);
+        Ok(id)
+    }
+}
+
+/// Copies an image without filling its holes.
+pub fn sparse_copy(from: &Path, to: &Path) -> Result<PathBuf> {
+    let status = std::process::Command::new("cp")
+        .args(["--sparse=always", "--reflink=auto"])
+        .args([from, to])
+        .status()
+        .context("starting cp")?;
+    anyhow::ensure!(status.success(), "copying {} to {}: {status}", from.display(), to.display());
+    Ok(to.to_owned())
+}
