@@ -10,6 +10,7 @@
 mod certificates;
 mod controller;
 mod machine;
+pub mod manifest;
 mod operator;
 mod process;
 mod registry;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub use controller::Controller;
-pub use machine::Machine;
+pub use machine::{APP_PORTS, Machine};
 pub use operator::Operator;
 pub use registry::Registry;
 

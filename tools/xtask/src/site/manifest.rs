@@ -1,0 +1,62 @@
+//! The objects that demo, tests and benches apply, as a user would write them.
+
+use anyhow::{Context, Result};
+
+use super::Registry;
+
+/// The site's registry, under the name `demo`.
+pub fn datastore(registry: &Registry) -> Result<String> {
+    let root = std::fs::read_to_string(registry.root())
+        .with_context(|| format!("reading {}", registry.root().display()))?;
+    let indented: String = root.lines().map(|line| format!("    {line}\n")).collect();
+    Ok(format!(
+        "apiVersion: skerry.io/v1\nkind: Datastore\nmetadata:\n  name: demo\nspec:\n  type: oci\n  endpoint: {endpoint}\n  \
+         caCertificate: |\n{indented}",
+        endpoint = registry.address_from_box(),
+    ))
+}
+
+/// A container that answers HTTP on port 80, and is reached at `port` of the device.
+pub fn container(name: &str, device: &str, reference: &str, isolation: &str, port: u16) -> String {
+    format!(
+        "apiVersion: skerry.io/v1
+kind: App
+metadata:
+  name: {name}
+spec:
+  device: {device}
+  type: container
+  isolation: {isolation}
+  image:
+    datastore: demo
+    reference: {reference}
+  resources: {{ cpus: 1, memoryMiB: 96 }}
+  env:
+    GREETING: hello from {name}
+  ports:
+    - {{ device: {port}, app: 80, protocol: tcp }}
+"
+    )
+}
+
+/// A Debian machine that answers HTTP on port 80, and is reached at `port` of the device.
+pub fn machine(name: &str, device: &str, reference: &str, format: &str, port: u16) -> String {
+    format!(
+        "apiVersion: skerry.io/v1
+kind: App
+metadata:
+  name: {name}
+spec:
+  device: {device}
+  type: vm
+  image:
+    datastore: demo
+    reference: {reference}
+    format: {format}
+  resources: {{ cpus: 2, memoryMiB: 384 }}
+  kernelArgs: root=/dev/vda rw console=hvc0
+  ports:
+    - {{ device: {port}, app: 80, protocol: tcp }}
+"
+    )
+}
