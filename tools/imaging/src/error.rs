@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::bundle::BundleError;
+use crate::fat::FatError;
+use crate::gpt::GptError;
 use crate::parts::PartName;
 
 /// An image could not be made, or something is wrong with what it should be made of.
@@ -39,6 +42,33 @@ pub enum Error {
     PartNotListed {
         /// The file.
         name: PartName,
+    },
+    /// The bundle is not one.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A FAT volume could not be planned.
+    #[error("cannot lay out {target}: {source}")]
+    Fat {
+        /// What the volume is for.
+        target: String,
+        /// Why.
+        source: FatError,
+    },
+    /// A partition table could not be read or planned.
+    #[error("{}: {source}", path.display())]
+    Gpt {
+        /// File or device.
+        path: PathBuf,
+        /// Why.
+        source: GptError,
+    },
+    /// A disk has no room for a device's partitions.
+    #[error("the disk has {} MiB and at least {} MiB are needed", size >> 20, needed >> 20)]
+    DiskTooSmall {
+        /// Size of the disk, bytes.
+        size: u64,
+        /// Needed, bytes.
+        needed: u64,
     },
 }
 
