@@ -1,0 +1,104 @@
+//! Config items: the knobs that a controller turns on a device, with EVE's names, defaults and limits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use protocol::eve::config::EdgeDevConfig;
+
+/// What the config items say, as far as this device follows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `timer.config.interval`: longest time between two questions for the config.
+    pub config_interval: Duration,
+    /// `timer.metric.interval`: time between two metrics messages.
+    pub metric_interval: Duration,
+    /// `timer.deviceinfo.interval`: time between two device infos when nothing changes.
+    pub device_info_interval: Duration,
+    /// `timer.cert.interval`: time between two questions for the controller's certificates.
+    pub cert_interval: Duration,
+    /// The controller's epoch; when it changes, all info is sent again.
+    pub epoch: i64,
+    /// Values in force by key, as reported.
+    pub known: BTreeMap<String, String>,
+    /// Items that this device does not follow or cannot read, with the reason.
+    pub refused: BTreeMap<String, (String, String)>,
+}
+
+/// Key, default, least and largest value, in seconds.
+const TIMERS: [(&str, u64, u64, u64); 4] = [
+    ("timer.config.interval", 60, 5, 86_400),
+    ("timer.metric.interval", 60, 5, 3_600),
+    ("timer.deviceinfo.interval", 600, 30, u32::MAX as u64),
+    ("timer.cert.interval", 86_400, 60, u32::MAX as u64),
+];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::read(&EdgeDevConfig::default())
+    }
+}
+
+impl Settings {
+    /// Reads them from a config.
+    #[must_use]
+    pub fn read(config: &EdgeDevConfig) -> Self {
+        let mut known: BTreeMap<String, String> = BTreeMap::new();
+        let mut refused = BTreeMap::new();
+        let mut seconds = TIMERS.map(|(_, default, ..)| default);
+        for item in &config.config_items {
+            let refuse = |reason: String| (item.key.clone(), (item.value.clone(), reason));
+            let Some(index) = TIMERS.iter().position(|(key, ..)| *key == item.key) else {
+                refused.extend([refuse("not followed by this device".to_owned())]);
+                continue;
+            };
+            let (Some((_, _, least, most)), Some(slot)) = (TIMERS.get(index), seconds.get_mut(index)) else { continue };
+            match item.value.trim().parse::<u64>() {
+                Ok(value) if (*least..=*most).contains(&value) => *slot = value,
+                _ => refused.extend([refuse(format!("expected seconds from {least} to {most}"))]),
+            }
+        }
+        for ((key, ..), value) in TIMERS.iter().zip(seconds) {
+            known.insert((*key).to_owned(), value.to_string());
+        }
+        let [config_interval, metric_interval, device_info_interval, cert_interval] = seconds.map(Duration::from_secs);
+        Self {
+            config_interval,
+            metric_interval,
+            device_info_interval,
+            cert_interval,
+            epoch: config.controller_epoch,
+            known,
+            refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::eve::config::ConfigItem;
+
+    use super::*;
+
+    #[test]
+    fn values_within_limits_are_taken_and_others_told() {
+        let item = |key: &str, value: &str| ConfigItem { key: key.into(), value: value.into() };
+        let config = EdgeDevConfig {
+            config_items: vec![
+                item("timer.config.interval", "10"),
+                item("timer.metric.interval", "4"),
+                item("timer.deviceinfo.interval", "soon"),
+                item("debug.enable.usb", "true"),
+            ],
+            controller_epoch: 7,
+            ..EdgeDevConfig::default()
+        };
+        let settings = Settings::read(&config);
+        assert_eq!(settings.config_interval, Duration::from_secs(10));
+        assert_eq!(settings.metric_interval, Duration::from_secs(60));
+        assert_eq!(settings.device_info_interval, Duration::from_secs(600));
+        assert_eq!(settings.epoch, 7);
+        assert_eq!(settings.known["timer.config.interval"], "10");
+        let refused: Vec<_> = settings.refused.keys().map(String::as_str).collect();
+        assert_eq!(refused, ["debug.enable.usb", "timer.deviceinfo.interval", "timer.metric.interval"]);
+    }
+}

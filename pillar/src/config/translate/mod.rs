@@ -1,0 +1,164 @@
+//! From the controller's config to [`Desired`]: a pure function, and the only place that knows both.
+//!
+//! A config is taken as a whole, but an object in it that this device cannot do, or that makes no sense, takes only
+//! itself and what builds on it away: it becomes a [`Fault`] that the report shows at that object, and the others go on.
+//!
+//! | EVE message | here |
+//! |---|---|
+//! | `DatastoreConfig` | [`storage`]: only container registries |
+//! | `ContentTree` | [`storage`]: `CONTAINER`, `RAW`, `QCOW2`, by digest |
+//! | `Volume` | [`storage`]: made from a content tree |
+//! | `NetworkInstanceConfig` | [`network`]: local instances on IPv4 |
+//! | `AppInstanceConfig` | [`app`] |
+//! | `ConfigItem` | [`super::settings`] |
+
+mod app;
+mod network;
+mod storage;
+
+use std::collections::BTreeMap;
+
+use protocol::eve::common::{CipherBlock, CipherContext, EncryptionBlock};
+use protocol::eve::config::{EdgeDevConfig, UuiDandVersion};
+use uuid::Uuid;
+
+use crate::domain::desired::Desired;
+use crate::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
+
+/// Opens the encrypted parts of a config; the device's ECDH key does it, and a test's table.
+pub trait Secrets {
+    /// The clear content of a block.
+    ///
+    /// # Errors
+    /// In words for the operator: no such context, wrong key, damaged.
+    fn open(&self, contexts: &[CipherContext], block: &CipherBlock) -> Result<EncryptionBlock, String>;
+}
+
+/// What came out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Translated {
+    /// What the device is to be.
+    pub desired: Desired,
+    /// What of the config it cannot be.
+    pub faults: Vec<Fault>,
+}
+
+/// An object of the config that was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Which.
+    pub object: Object,
+    /// Its name for people.
+    pub name: String,
+    /// Why, and what to do.
+    pub message: String,
+}
+
+/// Kind and id of an object of the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A datastore.
+    Datastore(DatastoreId),
+    /// A content tree.
+    Content(ContentId),
+    /// A volume.
+    Volume(VolumeId),
+    /// A network instance.
+    Network(NetworkId),
+    /// An app.
+    App(AppId),
+    /// Something whose id cannot even be read.
+    Nameless,
+}
+
+/// Translates a whole config.
+#[must_use]
+pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
+    let mut work = Work { config, secrets, out: Translated::default() };
+    for datastore in &config.datastores {
+        let id = uuid(&datastore.id).map(DatastoreId);
+        work.take(id, &datastore.fqdn, Object::Datastore, |w| storage::datastore(w, datastore), |d| &mut d.datastores);
+    }
+    for content in &config.content_info {
+        let id = uuid(&content.uuid).map(ContentId);
+        let name = &content.display_name;
+        work.take(id, name, Object::Content, |w| storage::content(w, content), |d| &mut d.contents);
+    }
+    for volume in &config.volumes {
+        let id = uuid(&volume.uuid).map(VolumeId);
+        work.take(id, &volume.display_name, Object::Volume, |w| storage::volume(w, volume), |d| &mut d.volumes);
+    }
+    // Inactive is EVE's word for: keep the definition, but do not set it up.
+    for network in config.network_instances.iter().filter(|network| network.activate) {
+        let id = versioned(network.uuidandversion.as_ref()).map(NetworkId);
+        work.take(id, &network.displayname, Object::Network, |_| network::instance(network), |d| &mut d.networks);
+    }
+    let mut ports = app::Ports::default();
+    for instance in &config.apps {
+        let id = versioned(instance.uuidandversion.as_ref()).map(AppId);
+        work.take(id, &instance.displayname, Object::App, |w| app::app(w, instance, &mut ports), |d| &mut d.apps);
+    }
+    work.out
+}
+
+/// What the parts of the translation see: the config, and what is translated already.
+struct Work<'a> {
+    config: &'a EdgeDevConfig,
+    secrets: &'a dyn Secrets,
+    out: Translated,
+}
+
+impl Work<'_> {
+    /// Puts one translated object into its map, or its fault on the list.
+    fn take<I: Ord + Copy, T>(
+        &mut self,
+        id: Result<I, String>,
+        name: &str,
+        object: impl FnOnce(I) -> Object,
+        translate: impl FnOnce(&Self) -> Result<T, String>,
+        map: impl FnOnce(&mut Desired) -> &mut BTreeMap<I, T>,
+    ) {
+        let mut fault = |object, message| {
+            self.out.faults.push(Fault { object, name: name.to_owned(), message });
+        };
+        let id = match id {
+            Ok(id) => id,
+            Err(message) => return fault(Object::Nameless, message),
+        };
+        let translated = translate(self);
+        let mut fault = |message| {
+            self.out.faults.push(Fault { object: object(id), name: name.to_owned(), message });
+        };
+        let map = map(&mut self.out.desired);
+        match translated {
+            Ok(_) if map.contains_key(&id) => fault("two objects of the config have this id".to_owned()),
+            Ok(translated) => {
+                map.insert(id, translated);
+            }
+            Err(message) => fault(message),
+        }
+    }
+
+    fn open(&self, block: &CipherBlock) -> Result<EncryptionBlock, String> {
+        self.secrets.open(&self.config.cipher_contexts, block)
+    }
+
+    /// Why `id`, which the config has but [`Desired`] has not, was left out.
+    fn why_missing(&self, what: &str, object: Object, id: Uuid) -> String {
+        match self.out.faults.iter().find(|fault| fault.object == object) {
+            Some(fault) => format!("{what} {id} cannot be used: {}", fault.message),
+            None => format!("{what} {id} is not in the config"),
+        }
+    }
+}
+
+fn uuid(text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text).map_err(|_| format!("{:?} is not a UUID", text.chars().take(64).collect::<String>()))
+}
+
+fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, String> {
+    uuid(id.map_or("", |id| &id.uuid))
+}
+
+#[cfg(test)]
+mod tests;
