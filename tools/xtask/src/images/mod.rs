@@ -1,5 +1,12 @@
 //! Images: host, installer, guest side, demo content.
 
+mod archive;
+mod command;
+mod cpio;
+mod guest;
+mod lock;
+mod store;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -18,7 +25,16 @@ pub struct Options {
     pub update: bool,
 }
 
+impl Default for Options {
+    fn default() -> Options {
+        Options { variant: "production".to_owned(), locked: false, update: false }
+    }
+}
+
 /// Builds everything and gives the folder of the parts.
 pub fn build(options: &Options) -> Result<PathBuf> {
-    anyhow::bail!("images of variant {} cannot be built yet", options.variant)
+    let store = store::Store::open()?;
+    let k = guest::kernel(&store, if options.update { archive::Versions::Update } else { archive::Versions::Current })?;
+    println!("{}", k.display());
+    Ok(k)
 }
