@@ -14,10 +14,8 @@
 //! - A P-256 signature is `r || s`, each padded to 32 bytes, never ASN.1 DER.
 //! - `algo` names the length of `senderCertHash`, not the hash under the signature, which is always SHA-256.
 //! - The two ends hash different bytes: a device is named by the SHA-256 of its certificate's DER, a controller by that of
-//!   its certificate's PEM text exactly as it was sent in `ZCert.cert`. [`SenderHash::of_der`], [`SenderHash::of_pem_text`].
+//!   its certificate's PEM text exactly as it was sent in `ZCert.cert`. [`CertHash::of_der`], [`CertHash::of_pem_text`].
 //! - `senderCert`, in messages signed with the onboarding key, is base64 of the certificate's PEM text.
-
-use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -25,8 +23,7 @@ use prost::Message;
 use thiserror::Error;
 
 use crate::eve::auth::{AuthBody, AuthContainer};
-use crate::eve::common::HashAlgorithm;
-pub use crate::keys::{KeyError, SignError, Signer, SoftwareSigner, VerifyingKey, pem_to_der, sha256};
+pub use crate::keys::{CertHash, KeyError, SignError, Signer, SoftwareSigner, VerifyingKey, pem_to_der};
 
 /// Largest container, in bytes, that a controller takes from a device. Log bundles are at most 64 KiB and attestation
 /// requests 62 KiB; device information with a full hardware inventory is the largest message.
@@ -76,89 +73,25 @@ pub enum EnvelopeError {
     #[error("checking a signed message: it was signed by {named}, not by {wanted}")]
     OtherSender {
         /// Hash in the message.
-        named: SenderHash,
+        named: CertHash,
         /// Hash of the certificate at hand.
-        wanted: SenderHash,
+        wanted: CertHash,
     },
     /// The signature does not fit payload and key.
     #[error("checking a signed message from {sender}: the signature is wrong")]
     Signature {
         /// Hash in the message.
-        sender: SenderHash,
+        sender: CertHash,
     },
     /// The signer (a TPM, say) failed.
     #[error("signing a message: {0}")]
     Sign(#[from] SignError),
 }
 
-/// How a message names its sender: SHA-256 of a certificate, whole or its first 16 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SenderHash {
-    /// All 32 bytes (`algo` 2). What we and EVE send.
-    Full([u8; 32]),
-    /// The first 16 bytes (`algo` 1). Accepted, never sent.
-    Short([u8; 16]),
-}
-
-impl SenderHash {
-    /// Names a device (or an onboarding certificate): hash of the certificate's DER.
-    #[must_use]
-    pub fn of_der(der: &[u8]) -> Self {
-        Self::Full(sha256(der))
-    }
-
-    /// Names a controller: hash of the certificate's PEM text, byte for byte as it stands in `ZCert.cert`.
-    #[must_use]
-    pub fn of_pem_text(pem: &[u8]) -> Self {
-        Self::Full(sha256(pem))
-    }
-
-    /// Whether both name the same certificate; a short hash matches a full one that begins with it.
-    #[must_use]
-    pub fn matches(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Full(a), Self::Full(b)) => a == b,
-            (Self::Short(a), Self::Short(b)) => a == b,
-            (Self::Full(full), Self::Short(short)) | (Self::Short(short), Self::Full(full)) => full.starts_with(short),
-        }
-    }
-
-    /// The hash's bytes, 16 or 32.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Full(bytes) => bytes,
-            Self::Short(bytes) => bytes,
-        }
-    }
-
-    fn algorithm(&self) -> HashAlgorithm {
-        match self {
-            Self::Full(_) => HashAlgorithm::Sha25632bytes,
-            Self::Short(_) => HashAlgorithm::Sha25616bytes,
-        }
-    }
-
-    fn from_wire(algo: i32, bytes: &[u8]) -> Result<Self, EnvelopeError> {
-        let fault = || EnvelopeError::SenderHash { algo, size: bytes.len() };
-        match HashAlgorithm::try_from(algo) {
-            Ok(HashAlgorithm::Sha25632bytes) => bytes.try_into().map(Self::Full).map_err(|_| fault()),
-            Ok(HashAlgorithm::Sha25616bytes) => bytes.try_into().map(Self::Short).map_err(|_| fault()),
-            _ => Err(fault()),
-        }
-    }
-}
-
-impl fmt::Display for SenderHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.as_bytes()))
-    }
-}
-
 /// A certificate as the envelope needs it: the name that messages give it, and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    hash: SenderHash,
+    hash: CertHash,
     key: VerifyingKey,
 }
 
@@ -168,7 +101,7 @@ impl Certificate {
     /// # Errors
     /// [`KeyError`] if it cannot be read or its key signs no messages.
     pub fn of_device_der(der: &[u8]) -> Result<Self, KeyError> {
-        Ok(Self { hash: SenderHash::of_der(der), key: VerifyingKey::from_certificate_der(der)? })
+        Ok(Self { hash: CertHash::of_der(der), key: VerifyingKey::from_certificate_der(der)? })
     }
 
     /// A device's or an onboarding certificate given as PEM; messages still name it by its DER.
@@ -184,7 +117,7 @@ impl Certificate {
     /// # Errors
     /// [`KeyError`] if it cannot be read or its key signs no messages.
     pub fn of_controller_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        Ok(Self { hash: SenderHash::of_pem_text(pem), key: VerifyingKey::from_certificate_der(&pem_to_der(pem)?)? })
+        Ok(Self { hash: CertHash::of_pem_text(pem), key: VerifyingKey::from_certificate_der(&pem_to_der(pem)?)? })
     }
 
     /// The name that messages give it.
@@ -209,7 +142,7 @@ impl Certificate {
 /// [`EnvelopeError::Sign`] if the signer fails.
 pub fn seal(
     payload: Vec<u8>,
-    sender: &SenderHash,
+    sender: &CertHash,
     sender_cert_pem: Option<&str>,
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, EnvelopeError> {
@@ -232,7 +165,7 @@ pub fn seal(
 /// [`EnvelopeError::Sign`] if the signer fails.
 pub fn seal_message(
     message: &impl Message,
-    sender: &SenderHash,
+    sender: &CertHash,
     sender_cert_pem: Option<&str>,
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, EnvelopeError> {
@@ -243,7 +176,7 @@ pub fn seal_message(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
     payload: Vec<u8>,
-    sender: SenderHash,
+    sender: CertHash,
     signature: Vec<u8>,
     sender_cert: Option<Vec<u8>>,
 }
@@ -268,7 +201,10 @@ impl Envelope {
         if container.cipher_data.is_some() || container.cipher_context.is_some() {
             return Err(EnvelopeError::Encrypted);
         }
-        let sender = SenderHash::from_wire(container.algo, &container.sender_cert_hash)?;
+        let sender = CertHash::from_wire(container.algo, &container.sender_cert_hash).ok_or(EnvelopeError::SenderHash {
+            algo: container.algo,
+            size: container.sender_cert_hash.len(),
+        })?;
         let sender_cert = match container.sender_cert.as_slice() {
             [] => None,
             text => Some(BASE64.decode(text.trim_ascii()).map_err(EnvelopeError::SenderCert)?),

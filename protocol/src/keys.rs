@@ -12,6 +12,8 @@ use ring::signature::{self, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::eve::common::HashAlgorithm;
+
 /// Why a key or the certificate around it cannot be used.
 #[derive(Debug, Error)]
 pub enum KeyError {
@@ -95,6 +97,98 @@ impl Signer for SoftwareSigner {
     fn sign_p256_sha256(&self, message: &[u8]) -> Result<[u8; 64], SignError> {
         let made = self.pair.sign(&self.random, message).map_err(|_| SignError::new("the random source failed"))?;
         <[u8; 64]>::try_from(made.as_ref()).map_err(SignError::new)
+    }
+}
+
+/// The name of a certificate on the wire: SHA-256, whole or its first 16 bytes.
+///
+/// What is hashed depends on whose certificate it is, and where it is named:
+///
+/// | certificate | named in | hashed |
+/// |---|---|---|
+/// | device's, onboarding | `AuthContainer.senderCertHash` | DER |
+/// | controller's signing | `AuthContainer.senderCertHash` | PEM text as it stands in `ZCert.cert` |
+/// | any | `ZCert.certHash`, cipher contexts | PEM text as it stands in `ZCert.cert`, first 16 bytes |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CertHash {
+    /// All 32 bytes (hash algorithm 2).
+    Full([u8; 32]),
+    /// The first 16 bytes (hash algorithm 1).
+    Short([u8; 16]),
+}
+
+impl CertHash {
+    /// Whole hash of a certificate's DER.
+    #[must_use]
+    pub fn of_der(der: &[u8]) -> Self {
+        Self::Full(sha256(der))
+    }
+
+    /// Whole hash of a certificate's PEM text, byte for byte as it is sent: a final newline counts.
+    #[must_use]
+    pub fn of_pem_text(pem: &[u8]) -> Self {
+        Self::Full(sha256(pem))
+    }
+
+    /// Only the first 16 bytes.
+    #[must_use]
+    pub fn short(&self) -> Self {
+        match self {
+            Self::Full([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..]) => {
+                Self::Short([*a, *b, *c, *d, *e, *f, *g, *h, *i, *j, *k, *l, *m, *n, *o, *p])
+            }
+            Self::Short(_) => *self,
+        }
+    }
+
+    /// Whether both name the same certificate; a short hash matches a full one that begins with it.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        self == other || (self.short() == other.short() && (self.is_short() || other.is_short()))
+    }
+
+    fn is_short(&self) -> bool {
+        matches!(self, Self::Short(_))
+    }
+
+    /// The hash's bytes, 16 or 32.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Full(bytes) => bytes,
+            Self::Short(bytes) => bytes,
+        }
+    }
+
+    /// How the wire calls a hash of this length.
+    #[must_use]
+    pub fn algorithm(&self) -> HashAlgorithm {
+        match self {
+            Self::Full(_) => HashAlgorithm::Sha25632bytes,
+            Self::Short(_) => HashAlgorithm::Sha25616bytes,
+        }
+    }
+
+    /// Reads a hash whose algorithm (1 or 2) fits its length (16 or 32 bytes).
+    #[must_use]
+    pub fn from_wire(algorithm: i32, bytes: &[u8]) -> Option<Self> {
+        match HashAlgorithm::try_from(algorithm) {
+            Ok(HashAlgorithm::Sha25632bytes) => bytes.try_into().ok().map(Self::Full),
+            Ok(HashAlgorithm::Sha25616bytes) => bytes.try_into().ok().map(Self::Short),
+            _ => None,
+        }
+    }
+
+    /// Reads a hash by its length alone, where the wire names no algorithm.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().map(Self::Full).or_else(|_| bytes.try_into().map(Self::Short)).ok()
+    }
+}
+
+impl fmt::Display for CertHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.as_bytes()))
     }
 }
 

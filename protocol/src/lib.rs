@@ -6,13 +6,23 @@
 //! - [`paths`]: the URL paths that they are sent to;
 //! - [`envelope`]: the signed container around every message;
 //! - [`keys`]: what signs and what checks them;
+//! - [`certs`]: the controller's certificates, and how a device decides to trust them;
+//! - [`cipher`]: encrypted blocks inside messages;
+//! - [`registration`]: how a device applies;
+//! - [`logs`]: the gzip bundles in which logs travel;
+//! - [`link`]: our own push channel beside the EVE API;
 //! - [`ids`]: ids as types.
 //!
 //! The crate opens no file and no socket and reads no clock: bytes, keys and the time come in as values, so that the
 //! device, the controller, the load generator and the fuzzers all run the same code.
 
+pub mod certs;
+pub mod cipher;
 pub mod envelope;
 pub mod eve;
 pub mod ids;
 pub mod keys;
+pub mod link;
+pub mod logs;
 pub mod paths;
+pub mod registration;
