@@ -2,7 +2,6 @@
 //!
 //! Bodies are handed on as streams: an image may be larger than the device's memory.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -371,10 +370,7 @@ fn content(url: &Url, reason: String) -> RegistryError {
 
 /// An error with its causes. reqwest's own text says little more than "error sending request".
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = match error.downcast_ref::<io::Error>() {
-        Some(error) => error.to_string(),
-        None => error.to_string(),
-    };
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let said = error.to_string();
