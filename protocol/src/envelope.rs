@@ -122,7 +122,7 @@ impl Certificate {
 
     /// The name that messages give it.
     #[must_use]
-    pub fn hash(&self) -> &SenderHash {
+    pub fn hash(&self) -> &CertHash {
         &self.hash
     }
 
@@ -219,7 +219,7 @@ impl Envelope {
 
     /// Who claims to have signed it.
     #[must_use]
-    pub fn sender(&self) -> &SenderHash {
+    pub fn sender(&self) -> &CertHash {
         &self.sender
     }
 
