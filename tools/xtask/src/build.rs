@@ -17,12 +17,18 @@ pub fn dynamic(packages: &[&str]) -> Result<PathBuf> {
 
 /// The same, statically linked.
 pub fn statically(packages: &[&str]) -> Result<PathBuf> {
-    cargo(packages, Path::new("target/static"), Some("-C target-feature=+crt-static"))
+    cargo(
+        packages,
+        Path::new("target/static"),
+        Some("-C target-feature=+crt-static"),
+    )
 }
 
 fn cargo(packages: &[&str], target: &Path, flags: Option<&str>) -> Result<PathBuf> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--release", "--quiet", "--bins"]).env("CARGO_TARGET_DIR", target);
+    command
+        .args(["build", "--release", "--quiet", "--bins"])
+        .env("CARGO_TARGET_DIR", target);
     for package in packages {
         command.args(["--package", package]);
     }

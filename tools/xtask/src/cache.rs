@@ -8,9 +8,12 @@ use anyhow::{Context, Result};
 pub fn dir() -> Result<PathBuf> {
     let dir = std::env::var_os("SKERRY_CACHE")
         .map(PathBuf::from)
-        .or_else(|| std::env::var_os("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("skerry")))
+        .or_else(|| {
+            std::env::var_os("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("skerry"))
+        })
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/skerry")))
         .context("there is no home folder to keep a cache in; set SKERRY_CACHE to a folder")?;
-    std::fs::create_dir_all(&dir).with_context(|| format!("making the cache folder {}", dir.display()))?;
+    std::fs::create_dir_all(&dir)
+        .with_context(|| format!("making the cache folder {}", dir.display()))?;
     Ok(dir)
 }

@@ -10,33 +10,71 @@ use crate::progress::Step;
 
 /// Tools that Debian 12 does not have, at fixed versions; built once into the user's cache.
 const CARGO_DENY: (&str, &str, &[&str]) = ("cargo-deny", "0.20.2", &[]);
-const MDBOOK: (&str, &str, &[&str]) = ("mdbook", "0.5.4", &["--no-default-features", "--features", "search"]);
+const MDBOOK: (&str, &str, &[&str]) = (
+    "mdbook",
+    "0.5.4",
+    &["--no-default-features", "--features", "search"],
+);
 
 /// Runs every check and reports each that fails, not only the first.
 pub fn run() -> Result<()> {
     let mut failed = Vec::new();
     let cargo = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    check(&mut failed, "formatting", cargo().args(["fmt", "--all", "--check"]));
+    check(
+        &mut failed,
+        "formatting",
+        cargo().args(["fmt", "--all", "--check"]),
+    );
     check(
         &mut failed,
         "clippy",
-        cargo().args(["clippy", "--quiet", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+        cargo().args([
+            "clippy",
+            "--quiet",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     );
     check(
         &mut failed,
         "documentation of the code",
         cargo()
-            .args(["doc", "--quiet", "--release", "--workspace", "--no-deps", "--locked"])
+            .args([
+                "doc",
+                "--quiet",
+                "--release",
+                "--workspace",
+                "--no-deps",
+                "--locked",
+            ])
             .env("RUSTDOCFLAGS", "-D warnings"),
     );
     let deny = tool(CARGO_DENY)?;
     check(
         &mut failed,
         "licences and sources of dependencies",
-        Command::new(deny).args(["--log-level", "error", "check", "--config", "ci/deny.toml", "licenses", "bans", "sources"]),
+        Command::new(deny).args([
+            "--log-level",
+            "error",
+            "check",
+            "--config",
+            "ci/deny.toml",
+            "licenses",
+            "bans",
+            "sources",
+        ]),
     );
     let mdbook = tool(MDBOOK)?;
-    check(&mut failed, "the book", Command::new(mdbook).args(["build", "docs"]));
+    check(
+        &mut failed,
+        "the book",
+        Command::new(mdbook).args(["build", "docs"]),
+    );
     if !failed.is_empty() {
         bail!("these checks failed: {}", failed.join(", "));
     }
@@ -62,22 +100,38 @@ fn check(failed: &mut Vec<&'static str>, name: &'static str, command: &mut Comma
 
 /// The path of a tool, built if it is not there yet.
 fn tool((name, version, features): (&str, &str, &[&str])) -> Result<PathBuf> {
-    let root = cache::dir()?.join("tools").join(format!("{name}-{version}"));
+    let root = cache::dir()?
+        .join("tools")
+        .join(format!("{name}-{version}"));
     let program = root.join("bin").join(name);
     if program.exists() {
         return Ok(program);
     }
-    let step = Step::begin(format!("building {name} {version} (once a machine, some minutes)"));
+    let step = Step::begin(format!(
+        "building {name} {version} (once a machine, some minutes)"
+    ));
     let target = Path::new("target/tools");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["install", "--quiet", "--locked", "--version", version, name, "--root"])
+        .args([
+            "install",
+            "--quiet",
+            "--locked",
+            "--version",
+            version,
+            name,
+            "--root",
+        ])
         .arg(&root)
         .args(features)
         .env("CARGO_TARGET_DIR", target)
         .output()
         .with_context(|| format!("starting cargo to build {name}"))?;
     if !output.status.success() {
-        bail!("building {name} {version}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "building {name} {version}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     step.done();
     Ok(program)

@@ -10,10 +10,17 @@
 
 #![allow(missing_docs)]
 
+mod bench;
 mod build;
+mod cache;
+mod demo;
+mod e2e;
 mod images;
+mod lint;
 mod prereq;
 mod progress;
+mod site;
+mod test;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +29,11 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "One entry for people who work on Skerry", version)]
+#[command(
+    name = "cargo xtask",
+    about = "One entry for people who work on Skerry",
+    version
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -30,6 +41,33 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// From a USB stick to a running VM and a running container, in an emulated PC
+    Demo(demo::Options),
+    /// Run all tests: unit, component, and the essential end-to-end ones
+    Test,
+    /// Run end-to-end tests by name; `all` is every one
+    E2e {
+        /// Name the tests, one a line
+        #[arg(long)]
+        list: bool,
+        /// Which tests to run
+        #[arg(required_unless_present = "list")]
+        names: Vec<String>,
+    },
+    /// Measure against the budgets; exit status 1 if a figure is over
+    Bench {
+        /// Name the benches, one a line
+        #[arg(long)]
+        list: bool,
+        /// Write the figures to a file as well
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Which benches to run; `all` is every one
+        #[arg(required_unless_present = "list")]
+        names: Vec<String>,
+    },
+    /// Check formatting, lints, licences and docs
+    Lint,
     /// Build the host image, the installer, the guest kernel and the demo's content into target/images
     Image(images::Options),
 }
@@ -46,18 +84,40 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
     std::env::set_current_dir(root()?).context("entering the workspace")?;
-    match arguments.command {
-        Task::Image(options) => {
-            prereq::install()?;
-            images::build(&options)?;
-            Ok(ExitCode::SUCCESS)
+    let good = match arguments.command {
+        Task::Demo(options) => demo::run(&options).map(|()| true),
+        Task::Test => prereq::install().and_then(|()| test::run()),
+        Task::E2e { list: true, .. } => {
+            e2e::list();
+            Ok(true)
         }
-    }
+        Task::E2e { names, .. } => prereq::install()
+            .and_then(|()| e2e::run(&names))
+            .map(|outcome| outcome.failed == 0),
+        Task::Bench { list: true, .. } => {
+            bench::list();
+            Ok(true)
+        }
+        Task::Bench { names, json, .. } => {
+            prereq::install().and_then(|()| bench::run(&names, json.as_ref()))
+        }
+        Task::Lint => prereq::install().and_then(|()| lint::run()).map(|()| true),
+        Task::Image(options) => prereq::install()
+            .and_then(|()| images::build(&options))
+            .map(|_| true),
+    };
+    Ok(if good? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The folder of the workspace.
 fn root() -> Result<PathBuf> {
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").context("start this with `cargo xtask`")?;
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").context("start this with `cargo xtask`")?;
     let root = PathBuf::from(manifest).join("../..");
-    root.canonicalize().with_context(|| format!("finding the workspace at {}", root.display()))
+    root.canonicalize()
+        .with_context(|| format!("finding the workspace at {}", root.display()))
 }

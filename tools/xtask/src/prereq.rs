@@ -24,7 +24,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "choosing kernel modules"),
     ("libc6-dev", "linking"),
     ("libelf-dev", "guest kernel build"),
-    ("libssl-dev", "guest kernel build (its scripts only; nothing of ours links it)"),
+    (
+        "libssl-dev",
+        "guest kernel build (its scripts only; nothing of ours links it)",
+    ),
     ("linux-source-6.12", "guest kernel build"),
     ("make", "guest kernel build"),
     ("mmdebstrap", "root file systems from Debian packages"),
@@ -42,17 +45,26 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// Installs what is missing, after saying what.
 pub fn install() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|(name, _)| !installed(name)).collect();
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .filter(|(name, _)| !installed(name))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    say(&format!("These Debian packages are missing and will be installed ({}):", missing.len()));
+    say(&format!(
+        "These Debian packages are missing and will be installed ({}):",
+        missing.len()
+    ));
     for (name, purpose) in &missing {
         say(&format!("  {name:<20} {purpose}"));
     }
     if !nix::unistd::geteuid().is_root() {
         let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-        bail!("installing packages needs root; run `apt-get install {}` as root, or start this as root", names.join(" "));
+        bail!(
+            "installing packages needs root; run `apt-get install {}` as root, or start this as root",
+            names.join(" ")
+        );
     }
     apt(&["update", "-qq"])?;
     let mut arguments = vec!["install", "-qq", "-y", "--no-install-recommends"];
@@ -76,7 +88,12 @@ fn apt(arguments: &[&str]) -> Result<()> {
         .output()
         .context("starting apt-get; this needs Debian 12")?;
     if !output.status.success() {
-        bail!("apt-get {}: {}\n{}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "apt-get {}: {}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

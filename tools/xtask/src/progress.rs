@@ -32,7 +32,11 @@ impl Step {
         if bar.is_none() {
             eprintln!("... {name}");
         }
-        Step { name, start: Instant::now(), bar }
+        Step {
+            name,
+            start: Instant::now(),
+            bar,
+        }
     }
 
     /// Shows where the step stands, with figures.
@@ -43,12 +47,23 @@ impl Step {
         }
     }
 
+    /// Shows why the step is not done yet; on a terminal only, since it repeats itself.
+    pub fn waiting(&self, reason: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {reason}", self.name));
+        }
+    }
+
     /// Says that the step failed, and why.
     pub fn failed(self, reason: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("FAILED {} ({:.1} s): {reason}", self.name, self.start.elapsed().as_secs_f64());
+        eprintln!(
+            "FAILED {} ({:.1} s): {reason}",
+            self.name,
+            self.start.elapsed().as_secs_f64()
+        );
     }
 
     pub fn done(self) -> Duration {

@@ -23,11 +23,20 @@ pub fn run() -> Result<bool> {
 /// Runs cargo's own test runner, shows what it says, and adds up its summary lines.
 fn cargo_test() -> Result<(usize, usize)> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "--release", "--workspace", "--no-fail-fast", "--locked"])
+        .args([
+            "test",
+            "--release",
+            "--workspace",
+            "--no-fail-fast",
+            "--locked",
+        ])
         .stdout(Stdio::piped())
         .spawn()
         .context("starting cargo test")?;
-    let output = child.stdout.take().context("reading what cargo test says")?;
+    let output = child
+        .stdout
+        .take()
+        .context("reading what cargo test says")?;
     let (mut passed, mut failed) = (0, 0);
     for line in BufReader::new(output).lines() {
         let line = line.context("reading what cargo test says")?;

@@ -24,7 +24,11 @@ pub struct Row {
 
 impl Row {
     pub fn new(name: impl Into<String>, measured: f64, budget: impl Into<Option<f64>>) -> Row {
-        Row { name: name.into(), measured, budget: budget.into() }
+        Row {
+            name: name.into(),
+            measured,
+            budget: budget.into(),
+        }
     }
 
     fn verdict(&self) -> &'static str {
@@ -42,8 +46,16 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
-    Bench { name: "footprint", about: "sizes of images; memory of the box, the agent and a monitor", run: footprint::run },
-    Bench { name: "boot", about: "power-on to enrolled, and against a stock Debian", run: boot::run },
+    Bench {
+        name: "footprint",
+        about: "sizes of images; memory of the box, the agent and a monitor",
+        run: footprint::run,
+    },
+    Bench {
+        name: "boot",
+        about: "power-on to enrolled, and against a stock Debian",
+        run: boot::run,
+    },
 ];
 
 /// Names every bench, one a line.
@@ -57,7 +69,10 @@ pub fn list() {
 pub fn run(names: &[String], json: Option<&PathBuf>) -> Result<bool> {
     let mut rows = Vec::new();
     for name in names {
-        let chosen: Vec<_> = BENCHES.iter().filter(|bench| name == "all" || bench.name == name).collect();
+        let chosen: Vec<_> = BENCHES
+            .iter()
+            .filter(|bench| name == "all" || bench.name == name)
+            .collect();
         if chosen.is_empty() {
             bail!("there is no bench {name:?}; `cargo xtask bench --list` names them");
         }
@@ -66,10 +81,21 @@ pub fn run(names: &[String], json: Option<&PathBuf>) -> Result<bool> {
             rows.extend((bench.run)(&dir).with_context(|| format!("bench {}", bench.name))?);
         }
     }
-    println!("{:<58} {:>10} {:>10}  verdict", "figure", "measured", "budget");
+    println!(
+        "{:<58} {:>10} {:>10}  verdict",
+        "figure", "measured", "budget"
+    );
     for row in &rows {
-        let budget = row.budget.map_or_else(|| "-".to_owned(), |budget| format!("{budget:.2}"));
-        println!("{:<58} {:>10.2} {:>10}  {}", row.name, row.measured, budget, row.verdict());
+        let budget = row
+            .budget
+            .map_or_else(|| "-".to_owned(), |budget| format!("{budget:.2}"));
+        println!(
+            "{:<58} {:>10.2} {:>10}  {}",
+            row.name,
+            row.measured,
+            budget,
+            row.verdict()
+        );
     }
     if let Some(path) = json {
         let rows: Vec<_> = rows

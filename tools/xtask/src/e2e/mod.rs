@@ -3,14 +3,17 @@
 //! A test is a function that tells its steps to a [`Story`] and returns an error when the world is not as it should be.
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
+mod faults;
 mod main_job;
 mod story;
+mod yard;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
 pub use story::Story;
+pub use yard::Yard;
 
 use crate::site::Built;
 
@@ -23,12 +26,50 @@ struct Test {
     run: fn(&Story) -> Result<()>,
 }
 
-const TESTS: &[Test] = &[Test {
-    name: "main-job",
-    about: "from a USB stick to a running VM and a running container",
-    essential: true,
-    run: main_job::run,
-}];
+const TESTS: &[Test] = &[
+    Test {
+        name: "main-job",
+        about: "from a USB stick to a running VM and a running container",
+        essential: true,
+        run: main_job::run,
+    },
+    Test {
+        name: "offline-boot",
+        about: "controller gone when the device boots: apps start from the checkpoint",
+        essential: true,
+        run: faults::offline_boot,
+    },
+    Test {
+        name: "bad-content",
+        about: "wrong digest, registry down: clear error, retry, others untouched",
+        essential: true,
+        run: faults::bad_content,
+    },
+    Test {
+        name: "crash",
+        about: "apps that end by themselves are started again with back-off, and counted",
+        essential: true,
+        run: faults::crash,
+    },
+    Test {
+        name: "power-cut-deploy",
+        about: "power cut at several moments of deploying: everything comes back",
+        essential: true,
+        run: faults::power_cut,
+    },
+    Test {
+        name: "clock-1970",
+        about: "the device's clock stands at 1970",
+        essential: true,
+        run: faults::clock_1970,
+    },
+    Test {
+        name: "second-box",
+        about: "two boxes from one stick have identities of their own",
+        essential: true,
+        run: faults::second_box,
+    },
+];
 
 /// How many tests passed and failed.
 #[derive(Default)]
@@ -40,7 +81,12 @@ pub struct Outcome {
 /// Names every test, one a line.
 pub fn list() {
     for test in TESTS {
-        println!("{:<20} {}{}", test.name, test.about, if test.essential { " (essential)" } else { "" });
+        println!(
+            "{:<20} {}{}",
+            test.name,
+            test.about,
+            if test.essential { " (essential)" } else { "" }
+        );
     }
 }
 
@@ -52,7 +98,9 @@ pub fn run(names: &[String]) -> Result<Outcome> {
             "all" => chosen.extend(TESTS),
             name => match TESTS.iter().find(|test| test.name == name) {
                 Some(test) => chosen.push(test),
-                None => bail!("there is no end-to-end test {name:?}; `cargo xtask e2e --list` names them"),
+                None => bail!(
+                    "there is no end-to-end test {name:?}; `cargo xtask e2e --list` names them"
+                ),
             },
         }
     }
@@ -61,15 +109,25 @@ pub fn run(names: &[String]) -> Result<Outcome> {
 
 /// Runs the tests that CI runs.
 pub fn run_essential() -> Result<Outcome> {
-    run_tests(&TESTS.iter().filter(|test| test.essential).collect::<Vec<_>>())
+    run_tests(
+        &TESTS
+            .iter()
+            .filter(|test| test.essential)
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn run_tests(tests: &[&Test]) -> Result<Outcome> {
-    let built = Built::make()?;
     let mut outcome = Outcome::default();
+    if tests.is_empty() {
+        return Ok(outcome);
+    }
+    let built = Built::make()?;
+    let parent = story::empty(Path::new("target/e2e"))?;
+    let yard = Yard::open(&built, &parent.join("yard"))?;
     for test in tests {
         println!("==== {}: {}", test.name, test.about);
-        let story = Story::begin(test.name, &built, Path::new("target/e2e"))?;
+        let story = Story::begin(test.name, &yard, &parent)?;
         match (test.run)(&story) {
             Ok(()) => {
                 println!("PASS {} {:.1}", test.name, story.seconds());
@@ -77,9 +135,14 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
                 story.clean_up();
             }
             Err(error) => {
-                println!("FAIL {} {}", test.name, format!("{error:#}").replace('\n', "\n     "));
+                println!(
+                    "FAIL {} {}",
+                    test.name,
+                    format!("{error:#}").replace('\n', "\n     ")
+                );
                 println!("     what it left is in {}", story.dir().display());
                 outcome.failed += 1;
+                yard.recover()?;
             }
         }
     }

@@ -1,29 +1,32 @@
-//! What a test tells while it runs, and where it keeps its things.
+//! What a test tells while it runs, where it keeps its things, and what every test wants to do.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
-use crate::site::Built;
+use super::yard::Yard;
+use crate::site::{Machine, http_get};
+
+/// Long enough for the slowest thing on a busy build machine.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One run of one test.
-pub struct Story {
+pub struct Story<'a> {
     start: Instant,
     dir: PathBuf,
-    pub built: Built,
+    pub yard: &'a Yard,
 }
 
-impl Story {
+impl<'a> Story<'a> {
     /// Makes an empty folder for the test.
-    pub fn begin(name: &str, built: &Built, parent: &Path) -> Result<Story> {
-        let dir = parent.join(name);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| format!("emptying {}", dir.display()))?;
-        }
-        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let dir = dir.canonicalize().with_context(|| format!("finding {}", dir.display()))?;
-        Ok(Story { start: Instant::now(), dir, built: built.clone() })
+    pub fn begin(name: &str, yard: &'a Yard, parent: &Path) -> Result<Story<'a>> {
+        Ok(Story {
+            start: Instant::now(),
+            dir: empty(&parent.join(name))?,
+            yard,
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -40,21 +43,111 @@ impl Story {
     }
 
     /// Asks again and again until the answer is there, and tells the last reason when it never comes.
-    pub fn until<T>(&self, what: &str, timeout: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    pub fn until<T>(&self, what: &str, ask: impl FnMut() -> Result<T>) -> Result<T> {
+        self.within(PATIENCE, what, ask)
+    }
+
+    /// The same with a patience of one's own.
+    pub fn within<T>(
+        &self,
+        timeout: Duration,
+        what: &str,
+        mut ask: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
         let deadline = Instant::now() + timeout;
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),
                 Err(error) if Instant::now() > deadline => {
-                    bail!("{what}: not within {} s; last: {error:#}", timeout.as_secs())
+                    bail!(
+                        "{what}: not within {} s; last: {error:#}",
+                        timeout.as_secs()
+                    )
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(500)),
             }
         }
     }
 
+    /// A box that was installed and never started.
+    pub fn installed_box(&self, serial: &str) -> Result<Machine> {
+        let pc = self
+            .yard
+            .installed_box(serial, &self.dir.join(serial), &mut |line| self.step(line))?;
+        self.step(format!(
+            "{serial} is ready; accelerator: {}",
+            pc.pc.accelerator()
+        ));
+        Ok(pc)
+    }
+
+    /// Powers a box on and waits until it is enrolled and the controller shows it as attested; gives its name there.
+    pub fn enrol(&self, pc: &mut Machine) -> Result<String> {
+        let id = pc.boot(&mut |line| self.step(format!("box: {line}")))?;
+        let device = self.until("the device is listed as attested", || {
+            let devices = self.yard.site().operator.list("devices")?;
+            let device = devices
+                .iter()
+                .find(|device| device["metadata"]["uid"] == id.as_str())
+                .with_context(|| format!("{id} is not among {} devices", devices.len()))?;
+            ensure!(
+                device["status"]["attestation"]["passed"] == true,
+                "not attested: {}",
+                device["status"]
+            );
+            Ok(device.clone())
+        })?;
+        let name = device["metadata"]["name"]
+            .as_str()
+            .context("the device has no name")?
+            .to_owned();
+        self.step(format!("{name} ({id}) is enrolled and attested"));
+        Ok(name)
+    }
+
+    /// Waits until an app answers on a port of the box with a page that contains `wanted`.
+    pub fn answers(&self, pc: &mut Machine, app: &str, port: u16, wanted: &str) -> Result<String> {
+        let address = pc.app_address(port)?;
+        let page = self.until(&format!("{app} answers"), || {
+            let page = http_get(&address).with_context(|| match self.app(app) {
+                Ok(object) => format!("{app} is {}", object["status"]),
+                Err(error) => format!("{app}: {error:#}"),
+            })?;
+            ensure!(page.contains(wanted), "the page of {app} is {page:?}");
+            Ok(page)
+        })?;
+        self.step(format!(
+            "{app} answers: {:?}",
+            page.lines().last().unwrap_or_default()
+        ));
+        Ok(page)
+    }
+
+    /// An app, as the controller shows it.
+    pub fn app(&self, name: &str) -> Result<Value> {
+        self.yard.site().operator.get("app", name)
+    }
+
+    /// Deletes apps at the end of a test, so that the next one finds their ports free.
+    pub fn delete_apps(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            self.yard.site().operator.run(&["delete", "app", name])?;
+        }
+        Ok(())
+    }
+
     /// Removes disks and images of a test that passed; they are large.
     pub fn clean_up(&self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// An empty folder.
+pub fn empty(dir: &Path) -> Result<PathBuf> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("emptying {}", dir.display()))?;
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    dir.canonicalize()
+        .with_context(|| format!("finding {}", dir.display()))
 }

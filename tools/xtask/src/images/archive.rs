@@ -38,26 +38,39 @@ pub fn parse_list(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut section = String::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             section = name.to_owned();
         } else if !line.is_empty() {
-            sections.entry(section.clone()).or_default().extend(line.split_whitespace().map(str::to_owned));
+            sections
+                .entry(section.clone())
+                .or_default()
+                .extend(line.split_whitespace().map(str::to_owned));
         }
     }
     sections
 }
 
 /// Settles which packages `names` are today or by the lock beside them, and says what changed.
-pub fn settle(store: &Store, names: &[String], lock_path: &Path, versions: Versions) -> Result<Lock> {
+pub fn settle(
+    store: &Store,
+    names: &[String],
+    lock_path: &Path,
+    versions: Versions,
+) -> Result<Lock> {
     let old = Lock::load(lock_path)?;
     if versions == Versions::Locked {
         let mut lock = Lock::default();
         for name in names {
             let wanted = name.trim_start_matches('@');
-            let package = old
-                .packages
-                .get(wanted)
-                .with_context(|| format!("{} does not list {wanted}; run `cargo xtask image --update`", lock_path.display()))?;
+            let package = old.packages.get(wanted).with_context(|| {
+                format!(
+                    "{} does not list {wanted}; run `cargo xtask image --update`",
+                    lock_path.display()
+                )
+            })?;
             lock.packages.insert(wanted.to_owned(), package.clone());
         }
         return Ok(lock);
@@ -74,7 +87,11 @@ pub fn tell(old: &Lock, new: &Lock, lock_path: &Path, versions: Versions) -> Res
     if changes.is_empty() {
         return Ok(());
     }
-    say(&format!("Packages that differ from {} ({}):", lock_path.display(), changes.len()));
+    say(&format!(
+        "Packages that differ from {} ({}):",
+        lock_path.display(),
+        changes.len()
+    ));
     for line in &changes {
         say(&format!("  {line}"));
     }
@@ -91,7 +108,11 @@ pub fn tell(old: &Lock, new: &Lock, lock_path: &Path, versions: Versions) -> Res
 /// Fetches the archive's package lists unless that was done lately. Without a network the lists that are there serve.
 pub fn refresh_lists(store: &Store) -> Result<()> {
     let stamp = store.stamp("package-lists");
-    let age = stamp.metadata().and_then(|m| m.modified()).ok().and_then(|then| SystemTime::now().duration_since(then).ok());
+    let age = stamp
+        .metadata()
+        .and_then(|m| m.modified())
+        .ok()
+        .and_then(|then| SystemTime::now().duration_since(then).ok());
     if age.is_some_and(|age| age < LISTS_FRESH) {
         return Ok(());
     }
@@ -101,7 +122,9 @@ pub fn refresh_lists(store: &Store) -> Result<()> {
             fs::write(&stamp, "").with_context(|| format!("writing {}", stamp.display()))?;
             step.done();
         }
-        Err(error) => step.failed(&format!("going on with the lists that are there: {error:#}")),
+        Err(error) => step.failed(&format!(
+            "going on with the lists that are there: {error:#}"
+        )),
     }
     Ok(())
 }
@@ -115,7 +138,9 @@ fn candidates(names: &[String]) -> Result<Lock> {
             Some(meta) => wanted.insert(stands_for(meta)?, meta.to_owned()),
         };
     }
-    let output = run(Command::new("apt-get").args(["download", "--print-uris", "-qq"]).args(wanted.keys()))?;
+    let output = run(Command::new("apt-get")
+        .args(["download", "--print-uris", "-qq"])
+        .args(wanted.keys()))?;
     let mut lock = Lock::default();
     for package in parse_uris(&String::from_utf8_lossy(&output))? {
         if let Some(asked) = wanted.remove(&package.name) {
@@ -133,7 +158,9 @@ fn candidates(names: &[String]) -> Result<Lock> {
 fn stands_for(meta: &str) -> Result<String> {
     let output = run(Command::new("apt-cache").args(["depends", meta]))?;
     let text = String::from_utf8_lossy(&output);
-    let mut depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let mut depends = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
     match (depends.next(), depends.next()) {
         (Some(name), None) => Ok(name.trim().to_owned()),
         _ => bail!("{meta} should depend on one package; apt-cache says:\n{text}"),
@@ -152,8 +179,15 @@ pub fn parse_uris(text: &str) -> Result<Vec<Package>> {
         let Some(((name, version, architecture), digest)) = parsed else {
             bail!("this line of apt-get is not understood: {line}");
         };
-        let sha256 = digest.parse().with_context(|| format!("in this line of apt-get: {line}"))?;
-        packages.push(Package { name, version, architecture, sha256 });
+        let sha256 = digest
+            .parse()
+            .with_context(|| format!("in this line of apt-get: {line}"))?;
+        packages.push(Package {
+            name,
+            version,
+            architecture,
+            sha256,
+        });
     }
     Ok(packages)
 }
@@ -162,30 +196,57 @@ pub fn parse_uris(text: &str) -> Result<Vec<Package>> {
 fn parse_file_name(file: &str) -> Option<(String, String, String)> {
     let mut parts = file.strip_suffix(".deb")?.split('_');
     let (name, version, architecture) = (parts.next()?, parts.next()?, parts.next()?);
-    parts.next().is_none().then(|| (name.to_owned(), version.replace("%3a", ":"), architecture.to_owned()))
+    parts.next().is_none().then(|| {
+        (
+            name.to_owned(),
+            version.replace("%3a", ":"),
+            architecture.to_owned(),
+        )
+    })
 }
 
 /// Brings the packages into the cache and gives their paths, in the order of the lock. Names all that cannot be had.
 pub fn fetch(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256));
-    let missing: Vec<&Package> = lock.packages.values().filter(|package| !place(package).exists()).collect();
+    let missing: Vec<&Package> = lock
+        .packages
+        .values()
+        .filter(|package| !place(package).exists())
+        .collect();
     if !missing.is_empty() {
         download(store, &missing, &place)?;
     }
     Ok(lock.packages.values().map(place).collect())
 }
 
-fn download(store: &Store, missing: &[&Package], place: &dyn Fn(&Package) -> PathBuf) -> Result<()> {
+fn download(
+    store: &Store,
+    missing: &[&Package],
+    place: &dyn Fn(&Package) -> PathBuf,
+) -> Result<()> {
     refresh_lists(store)?;
     let step = Step::begin(format!("downloading {} packages", missing.len()));
-    let specs: Vec<String> = missing.iter().map(|package| format!("{}={}", package.name, package.version)).collect();
+    let specs: Vec<String> = missing
+        .iter()
+        .map(|package| format!("{}={}", package.name, package.version))
+        .collect();
     let offered = |spec: &String| {
-        Command::new("apt-get").args(["download", "--print-uris", "-qq", spec]).output().is_ok_and(|output| output.status.success())
+        Command::new("apt-get")
+            .args(["download", "--print-uris", "-qq", spec])
+            .output()
+            .is_ok_and(|output| output.status.success())
     };
     // One question for all is quick; only when that fails is each one asked about, to name those that are gone.
-    let all = Command::new("apt-get").args(["download", "--print-uris", "-qq"]).args(&specs).output();
+    let all = Command::new("apt-get")
+        .args(["download", "--print-uris", "-qq"])
+        .args(&specs)
+        .output();
     if !all.is_ok_and(|output| output.status.success()) {
-        let gone: Vec<&str> = specs.iter().filter(|spec| !offered(spec)).map(String::as_str).collect();
+        let gone: Vec<&str> = specs
+            .iter()
+            .filter(|spec| !offered(spec))
+            .map(String::as_str)
+            .collect();
         if !gone.is_empty() {
             bail!(
                 "the archive no longer has these packages of the lock: {}\nBuild without --locked to take current ones.",
@@ -207,9 +268,14 @@ fn download(store: &Store, missing: &[&Package], place: &dyn Fn(&Package) -> Pat
         by_digest.insert(digest.to_string(), path);
     }
     for package in missing {
-        let from = by_digest.get(&package.sha256.to_string()).with_context(|| {
-            format!("the archive's {} {} has other bytes than locked ({})", package.name, package.version, package.sha256)
-        })?;
+        let from = by_digest
+            .get(&package.sha256.to_string())
+            .with_context(|| {
+                format!(
+                    "the archive's {} {} has other bytes than locked ({})",
+                    package.name, package.version, package.sha256
+                )
+            })?;
         fs::rename(from, place(package)).with_context(|| format!("keeping {}", from.display()))?;
     }
     step.detail(&format!("{:.1} MB", bytes as f64 / 1e6));
@@ -219,7 +285,8 @@ fn download(store: &Store, missing: &[&Package], place: &dyn Fn(&Package) -> Pat
 
 fn digest_of(path: &Path) -> Result<(Sha256, u64)> {
     let mut file = fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
-    copy_hashed(&mut file, &mut std::io::sink(), &mut |_| ()).with_context(|| format!("reading {}", path.display()))
+    copy_hashed(&mut file, &mut std::io::sink(), &mut |_| ())
+        .with_context(|| format!("reading {}", path.display()))
 }
 
 #[cfg(test)]
@@ -245,7 +312,11 @@ mod tests {
         assert_eq!(packages[0].version, "1:2.66-4+deb12u3+b1");
         assert_eq!(packages[0].architecture, "amd64");
         assert_eq!(packages[0].sha256.to_string(), digest);
-        for wrong in ["'x' a_1_amd64.deb 5 MD5Sum:00", "'x' a_1.deb 5 SHA256:00", "'x' a_1_amd64.deb 5 SHA256:00"] {
+        for wrong in [
+            "'x' a_1_amd64.deb 5 MD5Sum:00",
+            "'x' a_1.deb 5 SHA256:00",
+            "'x' a_1_amd64.deb 5 SHA256:00",
+        ] {
             assert!(parse_uris(wrong).is_err(), "{wrong}");
         }
     }
@@ -256,7 +327,12 @@ mod tests {
         let lock = dir.path().join("packages.lock");
         fs::write(&lock, "").unwrap();
         let store = Store::open_in(dir.path()).unwrap();
-        let error = settle(&store, &["systemd".to_owned()], &lock, Versions::Locked).unwrap_err().to_string();
-        assert!(error.contains("systemd") && error.contains("packages.lock"), "{error}");
+        let error = settle(&store, &["systemd".to_owned()], &lock, Versions::Locked)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("systemd") && error.contains("packages.lock"),
+            "{error}"
+        );
     }
 }

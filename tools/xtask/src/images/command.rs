@@ -11,9 +11,16 @@ const TAIL: usize = 20;
 /// Runs a command to its end and gives its standard output. Fails with the end of what it said if it does.
 pub fn run(command: &mut Command) -> Result<Vec<u8>> {
     let name = describe(command);
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {name}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {name}"))?;
     if !output.status.success() {
-        bail!("{name}: {}\n{}", output.status, tail(&output.stderr, &output.stdout));
+        bail!(
+            "{name}: {}\n{}",
+            output.status,
+            tail(&output.stderr, &output.stdout)
+        );
     }
     Ok(output.stdout)
 }
@@ -30,7 +37,10 @@ pub fn run_logged(command: &mut Command, log: &Path, progress: &mut dyn FnMut(u6
         .spawn()
         .with_context(|| format!("starting {name}"))?;
     loop {
-        if let Some(status) = child.try_wait().with_context(|| format!("waiting for {name}"))? {
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("waiting for {name}"))?
+        {
             if status.success() {
                 return Ok(());
             }
@@ -44,12 +54,24 @@ pub fn run_logged(command: &mut Command, log: &Path, progress: &mut dyn FnMut(u6
 
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().take(3).map(|word| word.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .take(3)
+            .map(|word| word.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }
 
 fn tail(first: &[u8], second: &[u8]) -> String {
-    let text = format!("{}{}", String::from_utf8_lossy(first), String::from_utf8_lossy(second));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(first),
+        String::from_utf8_lossy(second)
+    );
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n")
+    lines
+        .get(lines.len().saturating_sub(TAIL)..)
+        .unwrap_or_default()
+        .join("\n")
 }

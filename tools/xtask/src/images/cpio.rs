@@ -31,8 +31,11 @@ impl Archive {
     /// The archive's bytes. Folders on the way to a file are made by themselves.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut entries: BTreeMap<&str, (u32, &[u8])> = BTreeMap::new();
-        let parents: BTreeSet<&str> =
-            self.files.keys().flat_map(|path| path.match_indices('/').filter_map(|(at, _)| path.get(..at))).collect();
+        let parents: BTreeSet<&str> = self
+            .files
+            .keys()
+            .flat_map(|path| path.match_indices('/').filter_map(|(at, _)| path.get(..at)))
+            .collect();
         for parent in parents {
             entries.insert(parent, (FOLDER, &[]));
         }
@@ -52,7 +55,21 @@ fn entry(out: &mut Vec<u8>, inode: u32, path: &str, mode: u32, bytes: &[u8]) {
     let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
     // Magic, then 13 fields: inode, mode, uid, gid, links, time, size, device of the file system (2), of the node (2),
     // length of the name with its zero byte, checksum (unused in this format).
-    let fields = [inode, mode, 0, 0, links, 0, bytes.len() as u32, 0, 0, 0, 0, path.len() as u32 + 1, 0];
+    let fields = [
+        inode,
+        mode,
+        0,
+        0,
+        links,
+        0,
+        bytes.len() as u32,
+        0,
+        0,
+        0,
+        0,
+        path.len() as u32 + 1,
+        0,
+    ];
     out.extend_from_slice(b"070701");
     for field in fields {
         out.extend_from_slice(format!("{field:08X}").as_bytes());
@@ -91,9 +108,14 @@ mod tests {
             .unwrap();
         child.stdin.take().unwrap().write_all(&bytes).unwrap();
         assert!(child.wait().unwrap().success());
-        assert_eq!(std::fs::read(dir.path().join("lib/modules/a.ko")).unwrap(), [7; 5]);
+        assert_eq!(
+            std::fs::read(dir.path().join("lib/modules/a.ko")).unwrap(),
+            [7; 5]
+        );
         assert!(dir.path().join("proc").is_dir());
-        let mode = std::os::unix::fs::PermissionsExt::mode(&dir.path().join("init").metadata().unwrap().permissions());
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &dir.path().join("init").metadata().unwrap().permissions(),
+        );
         assert_eq!(mode & 0o777, 0o755);
     }
 

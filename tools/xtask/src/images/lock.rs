@@ -34,16 +34,25 @@ impl Lock {
             let (fields, wanted) = match words.as_slice() {
                 [] => continue,
                 [first, ..] if first.starts_with('#') => continue,
-                [name, version, architecture, sha256] => ([*name, *version, *architecture, *sha256], *name),
-                [name, version, architecture, sha256, "for", meta] => ([*name, *version, *architecture, *sha256], *meta),
-                _ => bail!("line {} is not `name version architecture sha256`: {line}", number + 1),
+                [name, version, architecture, sha256] => {
+                    ([*name, *version, *architecture, *sha256], *name)
+                }
+                [name, version, architecture, sha256, "for", meta] => {
+                    ([*name, *version, *architecture, *sha256], *meta)
+                }
+                _ => bail!(
+                    "line {} is not `name version architecture sha256`: {line}",
+                    number + 1
+                ),
             };
             let [name, version, architecture, sha256] = fields;
             let package = Package {
                 name: name.to_owned(),
                 version: version.to_owned(),
                 architecture: architecture.to_owned(),
-                sha256: sha256.parse().with_context(|| format!("line {}", number + 1))?,
+                sha256: sha256
+                    .parse()
+                    .with_context(|| format!("line {}", number + 1))?,
             };
             if packages.insert(wanted.to_owned(), package).is_some() {
                 bail!("line {}: {wanted} stands there twice", number + 1);
@@ -67,7 +76,12 @@ impl Lock {
             "# Written by `cargo xtask image --update`. name version architecture sha256 [for meta-package]\n",
         );
         for (wanted, package) in &self.packages {
-            let Package { name, version, architecture, sha256 } = package;
+            let Package {
+                name,
+                version,
+                architecture,
+                sha256,
+            } = package;
             // Writing into a String cannot fail.
             let _ = write!(text, "{name} {version} {architecture} {sha256}");
             if wanted != name {
@@ -88,7 +102,10 @@ impl Lock {
                     lines.push(format!("{wanted}: {} -> {}", old.version, package.version));
                 }
                 Some(old) if old.sha256 != package.sha256 => {
-                    lines.push(format!("{wanted}: {} has other bytes than when it was locked", package.version));
+                    lines.push(format!(
+                        "{wanted}: {} has other bytes than when it was locked",
+                        package.version
+                    ));
                 }
                 Some(_) => (),
             }
@@ -111,11 +128,16 @@ mod tests {
 
     #[test]
     fn a_lock_is_read_back_as_written() {
-        let text = format!("# head\n\nlibc6 2.36-9 amd64 {A}\nlinux-image-6.12.9 6.12.9-1 amd64 {B} for linux-image\n");
+        let text = format!(
+            "# head\n\nlibc6 2.36-9 amd64 {A}\nlinux-image-6.12.9 6.12.9-1 amd64 {B} for linux-image\n"
+        );
         let lock = Lock::parse(&text).unwrap();
         assert_eq!(lock.packages["linux-image"].name, "linux-image-6.12.9");
         assert_eq!(Lock::parse(&lock.to_text()).unwrap(), lock);
-        assert_eq!(Lock::parse(&lock.to_text()).unwrap().to_text(), lock.to_text());
+        assert_eq!(
+            Lock::parse(&lock.to_text()).unwrap().to_text(),
+            lock.to_text()
+        );
     }
 
     #[test]
@@ -133,8 +155,14 @@ mod tests {
 
     #[test]
     fn changes_are_told_one_by_one() {
-        let old = Lock::parse(&format!("a 1 amd64 {A}\nb 1 amd64 {A}\nc 1 amd64 {A}\nd 1 amd64 {A}")).unwrap();
-        let new = Lock::parse(&format!("a 1 amd64 {A}\nb 2 amd64 {B}\nc 1 amd64 {B}\ne 1 amd64 {A}")).unwrap();
+        let old = Lock::parse(&format!(
+            "a 1 amd64 {A}\nb 1 amd64 {A}\nc 1 amd64 {A}\nd 1 amd64 {A}"
+        ))
+        .unwrap();
+        let new = Lock::parse(&format!(
+            "a 1 amd64 {A}\nb 2 amd64 {B}\nc 1 amd64 {B}\ne 1 amd64 {A}"
+        ))
+        .unwrap();
         let changes = old.changes(&new);
         assert_eq!(changes.len(), 4, "{changes:?}");
         assert_eq!(changes[0], "b: 1 -> 2");

@@ -27,14 +27,25 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { variant: "production".to_owned(), locked: false, update: false }
+        Options {
+            variant: "production".to_owned(),
+            locked: false,
+            update: false,
+        }
     }
 }
 
 /// Builds everything and gives the folder of the parts.
 pub fn build(options: &Options) -> Result<PathBuf> {
     let store = store::Store::open()?;
-    let k = guest::kernel(&store, if options.update { archive::Versions::Update } else { archive::Versions::Current })?;
+    let k = guest::kernel(
+        &store,
+        if options.update {
+            archive::Versions::Update
+        } else {
+            archive::Versions::Current
+        },
+    )?;
     println!("{}", k.display());
     Ok(k)
 }

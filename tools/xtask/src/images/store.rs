@@ -47,12 +47,15 @@ impl Key {
             self = match kind {
                 Kind::Folder => self.with("folder", name.as_bytes()),
                 Kind::Link => {
-                    let to = fs::read_link(&full).with_context(|| format!("reading {}", full.display()))?;
-                    self.with("link", name.as_bytes()).with("to", to.as_os_str().as_encoded_bytes())
+                    let to = fs::read_link(&full)
+                        .with_context(|| format!("reading {}", full.display()))?;
+                    self.with("link", name.as_bytes())
+                        .with("to", to.as_os_str().as_encoded_bytes())
                 }
-                Kind::File { executable } => {
-                    self.with("file name", name.as_bytes()).with("executable", &[executable.into()]).file(&full)?
-                }
+                Kind::File { executable } => self
+                    .with("file name", name.as_bytes())
+                    .with("executable", &[executable.into()])
+                    .file(&full)?,
             };
         }
         Ok(self)
@@ -82,15 +85,26 @@ pub fn walk(root: &Path) -> Result<Vec<(PathBuf, Kind)>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("listing {}", full.display()))?;
             let path = folder.join(entry.file_name());
-            let kind = entry.file_type().with_context(|| format!("looking at {}", entry.path().display()))?;
+            let kind = entry
+                .file_type()
+                .with_context(|| format!("looking at {}", entry.path().display()))?;
             if kind.is_dir() {
                 open.push(path.clone());
                 found.push((path, Kind::Folder));
             } else if kind.is_symlink() {
                 found.push((path, Kind::Link));
             } else if kind.is_file() {
-                let mode = entry.metadata().with_context(|| format!("looking at {}", entry.path().display()))?.permissions().mode();
-                found.push((path, Kind::File { executable: mode & 0o111 != 0 }));
+                let mode = entry
+                    .metadata()
+                    .with_context(|| format!("looking at {}", entry.path().display()))?
+                    .permissions()
+                    .mode();
+                found.push((
+                    path,
+                    Kind::File {
+                        executable: mode & 0o111 != 0,
+                    },
+                ));
             }
         }
     }
@@ -127,7 +141,9 @@ impl Store {
             let path = root.join(folder);
             fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         }
-        Ok(Store { root: root.to_path_buf() })
+        Ok(Store {
+            root: root.to_path_buf(),
+        })
     }
 
     /// Where downloaded packages lie, each named by its SHA-256.
@@ -149,9 +165,17 @@ impl Store {
     }
 
     /// The folder of the step's result: the one that is there, or a new one that `make` has filled.
-    pub fn step(&self, name: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub fn step(
+        &self,
+        name: &str,
+        key: Key,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let digest = key.finish().to_string();
-        let done = self.root.join("steps").join(format!("{name}-{}", digest.get(..24).unwrap_or(&digest)));
+        let done = self
+            .root
+            .join("steps")
+            .join(format!("{name}-{}", digest.get(..24).unwrap_or(&digest)));
         if done.is_dir() {
             // The folder's time says when it was last of use.
             let _ = fs::File::open(&done).and_then(|folder| folder.set_modified(SystemTime::now()));
@@ -177,7 +201,10 @@ impl Store {
         for entry in fs::read_dir(&steps).with_context(|| format!("listing {}", steps.display()))? {
             let entry = entry?;
             let file_name = entry.file_name();
-            let is_same = file_name.to_str().and_then(|n| n.rsplit_once('-')).is_some_and(|(step, _)| step == name);
+            let is_same = file_name
+                .to_str()
+                .and_then(|n| n.rsplit_once('-'))
+                .is_some_and(|(step, _)| step == name);
             if is_same {
                 same.push((entry.metadata()?.modified()?, entry.path()));
             }
@@ -201,9 +228,13 @@ mod tests {
         let store = Store::open_in(dir.path()).unwrap();
         let key = || Key::new("test 1").with("input", b"a");
         assert!(store.step("thing", key(), |_| anyhow::bail!("no")).is_err());
-        let made = store.step("thing", key(), |to| Ok(fs::write(to.join("out"), "x")?)).unwrap();
+        let made = store
+            .step("thing", key(), |to| Ok(fs::write(to.join("out"), "x")?))
+            .unwrap();
         assert_eq!(fs::read_to_string(made.join("out")).unwrap(), "x");
-        let again = store.step("thing", key(), |_| anyhow::bail!("must not be made again")).unwrap();
+        let again = store
+            .step("thing", key(), |_| anyhow::bail!("must not be made again"))
+            .unwrap();
         assert_eq!(made, again);
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
     }
@@ -216,7 +247,9 @@ mod tests {
         let made: Vec<_> = (0..KEPT + 2)
             .map(|i| {
                 std::thread::sleep(std::time::Duration::from_millis(10));
-                store.step("thing", Key::new("r").with("n", &[i as u8]), |_| Ok(())).unwrap()
+                store
+                    .step("thing", Key::new("r").with("n", &[i as u8]), |_| Ok(()))
+                    .unwrap()
             })
             .collect();
         let left: Vec<bool> = made.iter().map(|path| path.is_dir()).collect();

@@ -20,8 +20,12 @@ impl Controller {
     pub fn start(programs: &Path, dir: &Path) -> Result<Controller> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let port = free_port()?;
-        let mut controller =
-            Controller { server: None, program: programs.join("skerry-controller"), dir: dir.to_owned(), port };
+        let mut controller = Controller {
+            server: None,
+            program: programs.join("skerry-controller"),
+            dir: dir.to_owned(),
+            port,
+        };
         controller.resume()?;
         Ok(controller)
     }
@@ -38,13 +42,20 @@ impl Controller {
             "--name",
             &address.to_string(),
         ]);
-        self.server = Some(Server::start("skerry-controller", &mut command, address, &self.dir.join("log"))?);
+        self.server = Some(Server::start(
+            "skerry-controller",
+            &mut command,
+            address,
+            &self.dir.join("log"),
+        )?);
         Ok(())
     }
 
     /// Takes it off the network.
     pub fn stop(&mut self) -> Result<()> {
-        self.server.take().map_or(Ok(()), |mut server| server.stop())
+        self.server
+            .take()
+            .map_or(Ok(()), |mut server| server.stop())
     }
 
     pub fn url(&self) -> String {

@@ -12,10 +12,14 @@ use super::free_port;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What ends any wait at once, because nothing good comes after it.
-const DISASTERS: &[&str] = &["Kernel panic", "skerry-installer: failed", "skerry-initrd: failed"];
+const DISASTERS: &[&str] = &[
+    "Kernel panic",
+    "skerry-installer: failed",
+    "skerry-initrd: failed",
+];
 
 /// Ports of a box that its apps are mapped to, and that are reached at this machine.
-pub const APP_PORTS: [u16; 4] = [8080, 8081, 8082, 8083];
+const APP_PORTS: [u16; 4] = [8080, 8081, 8082, 8083];
 
 pub struct Machine {
     pub pc: Pc,
@@ -26,7 +30,10 @@ impl Machine {
     pub fn build(serial: &str, dir: &Path) -> Result<Machine> {
         let mut spec = Spec::new(serial);
         for machine in APP_PORTS {
-            spec.forwards.push(Forward { host: free_port()?, machine });
+            spec.forwards.push(Forward {
+                host: free_port()?,
+                machine,
+            });
         }
         Machine::of(spec, dir)
     }
@@ -34,14 +41,17 @@ impl Machine {
     /// The same for a machine of one's own choice.
     pub fn of(spec: Spec, dir: &Path) -> Result<Machine> {
         let name = spec.serial.clone();
-        Ok(Machine { pc: Pc::build(spec, dir).with_context(|| format!("building the PC {name}"))? })
+        Ok(Machine {
+            pc: Pc::build(spec, dir).with_context(|| format!("building the PC {name}"))?,
+        })
     }
 
     /// Where an app's port of the box is reached at this machine.
     pub fn app_address(&mut self, port: u16) -> Result<String> {
         let forwards = &self.pc.spec_mut().forwards;
         let forward = forwards.iter().find(|forward| forward.machine == port);
-        let forward = forward.with_context(|| format!("port {port} of the box is not forwarded"))?;
+        let forward =
+            forward.with_context(|| format!("port {port} of the box is not forwarded"))?;
         Ok(format!("127.0.0.1:{}", forward.host))
     }
 
@@ -55,7 +65,10 @@ impl Machine {
         self.pc.power_on()?;
         loop {
             let line = self.wait_for("skerry-installer: ")?;
-            tell(line.split_once("skerry-installer: ").map_or(line.as_str(), |(_, text)| text));
+            tell(
+                line.split_once("skerry-installer: ")
+                    .map_or(line.as_str(), |(_, text)| text),
+            );
             if line.contains("skerry-installer: done") {
                 break;
             }
@@ -94,6 +107,11 @@ pub fn sparse_copy(from: &Path, to: &Path) -> Result<PathBuf> {
         .args([from, to])
         .status()
         .context("starting cp")?;
-    anyhow::ensure!(status.success(), "copying {} to {}: {status}", from.display(), to.display());
+    anyhow::ensure!(
+        status.success(),
+        "copying {} to {}: {status}",
+        from.display(),
+        to.display()
+    );
     Ok(to.to_owned())
 }

@@ -9,6 +9,7 @@
 
 mod certificates;
 mod controller;
+mod http;
 mod machine;
 pub mod manifest;
 mod operator;
@@ -20,7 +21,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub use controller::Controller;
-pub use machine::{APP_PORTS, Machine};
+pub use http::http_get;
+pub use machine::{Machine, sparse_copy};
 pub use operator::Operator;
 pub use registry::Registry;
 
@@ -56,8 +58,16 @@ impl Built {
     pub fn make() -> Result<Built> {
         let programs = build::dynamic(build::TOOLS)?;
         let parts = crate::images::build(&crate::images::Options::default())?;
-        let images = parts.parent().context("the parts have no folder above them")?.to_owned();
-        Ok(Built { programs, parts, container: images.join("demo-container"), machine: images.join("demo-vm") })
+        let images = parts
+            .parent()
+            .context("the parts have no folder above them")?
+            .to_owned();
+        Ok(Built {
+            programs,
+            parts,
+            container: images.join("demo-container"),
+            machine: images.join("demo-vm"),
+        })
     }
 }
 
@@ -72,23 +82,38 @@ impl Site {
         let registry = Registry::start(&dir.join("registry"))?;
         let controller = Controller::start(&built.programs, &dir.join("controller"))?;
         let operator = Operator::log_in(&built.programs, &dir.join("operator"), &controller)?;
-        Ok(Site { built: built.clone(), dir, registry, controller, operator })
+        Ok(Site {
+            built: built.clone(),
+            dir,
+            registry,
+            controller,
+            operator,
+        })
     }
 
     /// Writes the installer image for this site's boxes.
     pub fn make_stick(&self) -> Result<PathBuf> {
         let stick = self.dir.join("stick.img");
-        self.operator.run(&["image", "build", "--parts", path(&self.built.parts)?, "-o", path(&stick)?])?;
+        self.operator.run(&[
+            "image",
+            "build",
+            "--parts",
+            path(&self.built.parts)?,
+            "-o",
+            path(&stick)?,
+        ])?;
         Ok(stick)
     }
 }
 
 fn path(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
+    path.to_str()
+        .with_context(|| format!("the path {} is not UTF-8", path.display()))
 }
 
 /// A TCP port of the loopback address that nobody uses right now.
 pub fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
+    let listener =
+        std::net::TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
     Ok(listener.local_addr()?.port())
 }

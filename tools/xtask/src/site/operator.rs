@@ -18,12 +18,22 @@ impl Operator {
     /// Logs in as the administrator that the controller made at its first start.
     pub fn log_in(programs: &Path, dir: &Path, controller: &Controller) -> Result<Operator> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        let operator = Operator { program: programs.join("skerry"), config: dir.join("config.yaml") };
+        let operator = Operator {
+            program: programs.join("skerry"),
+            config: dir.join("config.yaml"),
+        };
         let password = controller.data().join("admin-password");
         let ca = controller.data().join("root-certificate.pem");
         let url = controller.url();
         operator.run(&[
-            "login", &url, "--ca", path(&ca)?, "--user", "admin", "--password-file", path(&password)?,
+            "login",
+            &url,
+            "--ca",
+            path(&ca)?,
+            "--user",
+            "admin",
+            "--password-file",
+            path(&password)?,
         ])?;
         Ok(operator)
     }
@@ -31,8 +41,20 @@ impl Operator {
     /// A command as the operator would type it, to be run by hand or with other standard streams.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("SKERRY_CONFIG", &self.config).env("NO_COLOR", "1");
         command
+            .args(arguments)
+            .env("SKERRY_CONFIG", &self.config)
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// What a person types to be this operator.
+    pub fn by_hand(&self) -> String {
+        format!(
+            "export SKERRY_CONFIG={}; {} get apps",
+            self.config.display(),
+            self.program.display()
+        )
     }
 
     /// Runs a command and gives what it printed.
@@ -75,7 +97,8 @@ impl Operator {
     /// All objects of a kind, as JSON.
     pub fn list(&self, kind: &str) -> Result<Vec<Value>> {
         let text = self.run(&["get", kind, "-o", "json"])?;
-        let list: Value = serde_json::from_str(&text).with_context(|| format!("reading the list of {kind} as JSON"))?;
+        let list: Value = serde_json::from_str(&text)
+            .with_context(|| format!("reading the list of {kind} as JSON"))?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
@@ -85,19 +108,53 @@ impl Operator {
     }
 
     /// Pushes an OCI layout's image to the registry; gives `repository@sha256:...`.
-    pub fn push_container(&self, registry: &Registry, repository: &str, layout: &Path) -> Result<String> {
+    pub fn push_container(
+        &self,
+        registry: &Registry,
+        repository: &str,
+        layout: &Path,
+    ) -> Result<String> {
         let target = format!("{}/{repository}:latest", registry.address());
-        let said = self.run(&["content", "push", &target, "--oci-layout", path(layout)?, "--ca", path(registry.root())?])?;
+        let said = self.run(&[
+            "content",
+            "push",
+            &target,
+            "--oci-layout",
+            path(layout)?,
+            "--ca",
+            path(registry.root())?,
+        ])?;
         Ok(said.trim().to_owned())
     }
 
     /// Pushes a machine image; gives `repository@sha256:...`.
-    pub fn push_machine(&self, registry: &Registry, repository: &str, dir: &Path, format: &str) -> Result<String> {
+    pub fn push_machine(
+        &self,
+        registry: &Registry,
+        repository: &str,
+        dir: &Path,
+        format: &str,
+    ) -> Result<String> {
         let target = format!("{}/{repository}:latest", registry.address());
-        let (disk, kernel, initrd) = (dir.join(format!("disk.{format}")), dir.join("vmlinuz"), dir.join("initrd.img"));
+        let (disk, kernel, initrd) = (
+            dir.join(format!("disk.{format}")),
+            dir.join("vmlinuz"),
+            dir.join("initrd.img"),
+        );
         let said = self.run(&[
-            "content", "push", &target, "--disk", path(&disk)?, "--format", format, "--kernel", path(&kernel)?,
-            "--initrd", path(&initrd)?, "--ca", path(registry.root())?,
+            "content",
+            "push",
+            &target,
+            "--disk",
+            path(&disk)?,
+            "--format",
+            format,
+            "--kernel",
+            path(&kernel)?,
+            "--initrd",
+            path(&initrd)?,
+            "--ca",
+            path(registry.root())?,
         ])?;
         Ok(said.trim().to_owned())
     }

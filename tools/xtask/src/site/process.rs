@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,18 +19,36 @@ pub struct Server {
 
 impl Server {
     /// Starts a program and waits until its port takes connections. Its output goes to `log`.
-    pub fn start(name: &str, command: &mut Command, address: SocketAddr, log: &Path) -> Result<Server> {
-        let file = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    pub fn start(
+        name: &str,
+        command: &mut Command,
+        address: SocketAddr,
+        log: &Path,
+    ) -> Result<Server> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let child = command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {name} ({})", command.get_program().display()))?;
-        let mut server = Server { name: name.to_owned(), child: Some(child), log: log.to_owned() };
+        let mut server = Server {
+            name: name.to_owned(),
+            child: Some(child),
+            log: log.to_owned(),
+        };
         let deadline = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
-            if let Some(status) = server.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = server
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
                 bail!("{name} ended at once ({status}):\n{}", server.tail());
             }
             if Instant::now() > deadline {
@@ -49,8 +68,11 @@ impl Server {
 
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).with_context(|| format!("stopping {}", self.name))?;
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)
+            .with_context(|| format!("stopping {}", self.name))?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {

@@ -30,8 +30,14 @@ impl Registry {
             key = files.key.display(),
         );
         let config_path = dir.join("config.yml");
-        std::fs::write(&config_path, config).with_context(|| format!("writing {}", config_path.display()))?;
-        let mut registry = Registry { server: None, dir: dir.to_owned(), port, files };
+        std::fs::write(&config_path, config)
+            .with_context(|| format!("writing {}", config_path.display()))?;
+        let mut registry = Registry {
+            server: None,
+            dir: dir.to_owned(),
+            port,
+            files,
+        };
         registry.resume()?;
         Ok(registry)
     }
@@ -39,15 +45,25 @@ impl Registry {
     /// Starts it again, on the same port and with the same content.
     pub fn resume(&mut self) -> Result<()> {
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(self.dir.join("config.yml")).env("OTEL_TRACES_EXPORTER", "none");
+        command
+            .arg("serve")
+            .arg(self.dir.join("config.yml"))
+            .env("OTEL_TRACES_EXPORTER", "none");
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        self.server = Some(Server::start("docker-registry", &mut command, address, &self.dir.join("log"))?);
+        self.server = Some(Server::start(
+            "docker-registry",
+            &mut command,
+            address,
+            &self.dir.join("log"),
+        )?);
         Ok(())
     }
 
     /// Takes it off the network.
     pub fn stop(&mut self) -> Result<()> {
-        self.server.take().map_or(Ok(()), |mut server| server.stop())
+        self.server
+            .take()
+            .map_or(Ok(()), |mut server| server.stop())
     }
 
     /// Its address for this machine.

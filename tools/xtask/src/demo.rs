@@ -1,0 +1,237 @@
+//! `cargo xtask demo`: the main job, for a person to watch, and then to play with.
+
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::prereq;
+use crate::progress::{Step, say};
+use crate::site::{Built, Machine, Site, http_get, manifest};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Leave everything running and return, instead of waiting for Enter and tearing down
+    #[arg(long)]
+    no_wait: bool,
+    /// Tear down what an earlier demo left running
+    #[arg(long, conflicts_with = "no_wait")]
+    stop: bool,
+}
+
+const DIR: &str = "target/demo";
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What must be ended to tear the demo down.
+#[derive(Serialize, Deserialize)]
+struct Running {
+    pids: Vec<u32>,
+}
+
+/// A step and how long it took.
+type Times = Vec<(&'static str, Duration)>;
+
+pub fn run(options: &Options) -> Result<()> {
+    stop()?;
+    if options.stop {
+        say("The demo is torn down.");
+        return Ok(());
+    }
+    prereq::install()?;
+    let mut times = Times::new();
+    let start = Instant::now();
+    let built = Built::make()?;
+    times.push(("build programs and images", start.elapsed()));
+    let (site, mut pc, device) = enrol(&built, &mut times)?;
+    deploy(&site, &mut pc, &device, &mut times)?;
+    report(&site, &mut pc, &device, &times)?;
+    if options.no_wait {
+        leave_running(site, pc)?;
+        say("Everything keeps running. To tear it down: cargo xtask demo --stop");
+        return Ok(());
+    }
+    say("Press Enter to tear everything down.");
+    std::io::stdin()
+        .lock()
+        .read_line(&mut String::new())
+        .context("waiting for Enter")?;
+    Ok(())
+}
+
+/// From nothing to an enrolled box; gives its name.
+fn enrol(built: &Built, times: &mut Times) -> Result<(Site, Machine, String)> {
+    let step = Step::begin("start the controller and a registry");
+    let site = Site::start(built, Path::new(DIR))?;
+    times.push(("start the controller and a registry", step.done()));
+
+    let step = Step::begin("write the installer stick");
+    let stick = site.make_stick()?;
+    times.push(("write the installer stick", step.done()));
+
+    let mut pc = Machine::build("SK-DEMO-1", &site.dir.join("box-1"))?;
+    say(&format!("    the PC's processor: {}", pc.pc.accelerator()));
+    let step = Step::begin("install from the stick");
+    pc.install(&stick, &mut |line| step.detail(line))?;
+    times.push(("install from the stick", step.done()));
+
+    let step = Step::begin("power on without the stick, enrol, attest");
+    pc.boot(&mut |line| step.detail(line))?;
+    let device = until(&step, || {
+        let devices = site.operator.list("devices")?;
+        let device = devices.first().context("no device is listed yet")?;
+        ensure!(
+            device["status"]["attestation"]["passed"] == true,
+            "not attested yet"
+        );
+        Ok(device["metadata"]["name"]
+            .as_str()
+            .context("the device has no name")?
+            .to_owned())
+    })?;
+    times.push(("power on, enrol, attest", step.done()));
+    Ok((site, pc, device))
+}
+
+fn deploy(site: &Site, pc: &mut Machine, device: &str, times: &mut Times) -> Result<()> {
+    let step = Step::begin("push a container image and a Debian machine to the registry");
+    let container = site
+        .operator
+        .push_container(&site.registry, "hello", &site.built.container)?;
+    let machine =
+        site.operator
+            .push_machine(&site.registry, "debian", &site.built.machine, "qcow2")?;
+    times.push(("push images to the registry", step.done()));
+
+    site.operator.apply(&manifest::datastore(&site.registry)?)?;
+    for (name, port, text) in [
+        (
+            "web",
+            8080,
+            manifest::container("web", device, &container, "microvm", 8080),
+        ),
+        (
+            "debian",
+            8081,
+            manifest::machine("debian", device, &machine, "qcow2", 8081),
+        ),
+    ] {
+        let file = site.dir.join(format!("{name}.yaml"));
+        std::fs::write(&file, &text).with_context(|| format!("writing {}", file.display()))?;
+        let title = if name == "web" {
+            "deploy the container"
+        } else {
+            "deploy the Debian VM"
+        };
+        let step = Step::begin(format!("{title} (skerry apply -f {})", file.display()));
+        site.operator.apply(&text)?;
+        let address = pc.app_address(port)?;
+        let page = until(&step, || http_get(&address))?;
+        times.push((title, step.done()));
+        say(&format!(
+            "    http://{address}/ answers: {}",
+            page.lines().last().unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
+fn report(site: &Site, pc: &mut Machine, device: &str, times: &Times) -> Result<()> {
+    for arguments in [&["get", "devices"][..], &["get", "apps"], &["logs", "web"]] {
+        say(&format!("\n$ skerry {}", arguments.join(" ")));
+        say(site.operator.run(arguments)?.trim_end());
+    }
+    say("\nHow long it took:");
+    for (name, took) in times {
+        say(&format!("  {name:<44} {:>7.1} s", took.as_secs_f64()));
+    }
+    let object = site.operator.get("device", device)?;
+    let memory = &object["status"]["memory"];
+    let mib = |value: &Value| value.as_f64().unwrap_or_default() / 1024.0;
+    say(&format!(
+        "Memory of the box: {:.0} of {:.0} MiB in use, apps included",
+        mib(&memory["totalKiB"]) - mib(&memory["availableKiB"]),
+        mib(&memory["totalKiB"])
+    ));
+    for (port, name) in [(8080, "web"), (8081, "debian")] {
+        say(&format!("{name:<8} http://{}/", pc.app_address(port)?));
+    }
+    say(&format!(
+        "\nTo use the command line yourself:\n  {}",
+        site.operator.by_hand()
+    ));
+    Ok(())
+}
+
+/// Asks until the answer is there.
+fn until<T>(step: &Step, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("not within {} s", PATIENCE.as_secs())));
+            }
+            Err(error) => {
+                step.waiting(&format!("{error:#}"));
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        }
+    }
+}
+
+fn state_file() -> PathBuf {
+    Path::new(DIR).join("running.json")
+}
+
+fn leave_running(site: Site, pc: Machine) -> Result<()> {
+    let pids = [site.controller.pid(), site.registry.pid(), pc.pc.pid()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let file = state_file();
+    std::fs::write(&file, serde_json::to_vec(&Running { pids })?)
+        .with_context(|| format!("writing {}", file.display()))?;
+    let Site {
+        controller,
+        registry,
+        ..
+    } = site;
+    controller.detach();
+    registry.detach();
+    pc.pc.detach();
+    Ok(())
+}
+
+/// Ends what an earlier demo left. A process is only touched if its command line still names the demo's folder.
+fn stop() -> Result<()> {
+    let file = state_file();
+    let Ok(text) = std::fs::read(&file) else {
+        return Ok(());
+    };
+    let running: Running =
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?;
+    let is_ours = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&format!("/{DIR}/")))
+    };
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let left: Vec<_> = running.pids.iter().copied().filter(is_ours).collect();
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("these processes of the demo do not end: {left:?}");
+        }
+        for pid in left {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+}
