@@ -61,9 +61,9 @@ pub fn run() -> Result<()> {
         Command::new(deny).args([
             "--log-level",
             "error",
-            "check",
             "--config",
             "ci/deny.toml",
+            "check",
             "licenses",
             "bans",
             "sources",
