@@ -19,8 +19,8 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub struct Bundle {
     /// The controller.
     pub server: Server,
-    /// Root of the controller's signing and encryption certificates, DER.
-    pub root: CertificateDer<'static>,
+    /// Root of the controller's signing and encryption certificates, PEM.
+    pub root_pem: Vec<u8>,
     /// Roots for the TLS connection, DER: those of the bundle and the root above, as EVE does.
     pub tls_roots: Vec<CertificateDer<'static>>,
     /// EVE's onboarding certificate and key, PEM, if the image carries them.
@@ -110,7 +110,8 @@ impl Bundle {
 
         let server = Server::parse(&text("server")?).ok_or_else(|| content("server", "not host or host:port"))?;
         let root_name = "root-certificate.pem";
-        let root = certificates(text(root_name)?.as_bytes())
+        let root_pem = text(root_name)?.into_bytes();
+        let root = certificates(&root_pem)
             .map_err(|reason| content(root_name, &reason))?
             .into_iter()
             .next()
@@ -129,7 +130,7 @@ impl Bundle {
                 .unwrap_or_default();
         }
         if !tls_roots.contains(&root) {
-            tls_roots.push(root.clone());
+            tls_roots.push(root);
         }
 
         let onboarding = match (text("onboard.cert.pem"), text("onboard.key.pem")) {
@@ -146,7 +147,7 @@ impl Bundle {
             // A bundle of another EVE controller has no such file.
             Err(_) => None,
         };
-        Ok(Self { server, root, tls_roots, onboarding, soft_serial, built_at })
+        Ok(Self { server, root_pem, tls_roots, onboarding, soft_serial, built_at })
     }
 }
 

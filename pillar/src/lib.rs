@@ -14,6 +14,7 @@ pub mod clock;
 pub mod domain;
 pub mod durable;
 pub mod paths;
+pub mod reconcile;
 pub mod status;
 pub mod supervise;
 pub mod tls;

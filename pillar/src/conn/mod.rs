@@ -17,16 +17,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use protocol::envelope::{self, Envelope, EnvelopeError, MAX_REPLY, SenderHash};
-use protocol::keys::Signer;
+use protocol::envelope::{self, Envelope, EnvelopeError, MAX_REPLY};
+use protocol::keys::{CertHash, Signer};
 use protocol::paths;
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap};
 use reqwest::{Client, Method};
-use rustls_pki_types::CertificateDer;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-pub use self::certs::ControllerCerts;
+use self::certs::Verified;
 pub use self::error::{Error, chain};
 use crate::bundle::{Bundle, Server};
 use crate::clock::Clock;
@@ -47,7 +46,7 @@ pub struct Sender {
     /// Holder of the key.
     pub signer: Arc<dyn Signer>,
     /// Name of its certificate on the wire.
-    pub hash: SenderHash,
+    pub hash: CertHash,
     /// PEM of the certificate where the receiver has not seen it (onboarding).
     pub certificate: Option<String>,
 }
@@ -72,14 +71,14 @@ struct Inner {
     http: Client,
     tls: Arc<rustls::ClientConfig>,
     server: Server,
-    root: CertificateDer<'static>,
+    root_pem: Vec<u8>,
     clock: Clock,
     status: Status,
     device: Sender,
     serials: (String, String),
     named: std::sync::atomic::AtomicBool,
     certs_file: PathBuf,
-    certs: RwLock<Option<Arc<ControllerCerts>>>,
+    certs: RwLock<Option<Arc<Verified>>>,
     fetching: Mutex<()>,
 }
 
@@ -114,7 +113,7 @@ impl Connection {
                 http,
                 tls,
                 server: bundle.server.clone(),
-                root: bundle.root.clone(),
+                root_pem: bundle.root_pem.clone(),
                 clock,
                 status,
                 device,
@@ -148,14 +147,14 @@ impl Connection {
 
     /// The certificates at hand, without asking anybody.
     #[must_use]
-    pub fn known_certs(&self) -> Option<Arc<ControllerCerts>> {
+    pub fn known_certs(&self) -> Option<Arc<Verified>> {
         self.inner.certs.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes the certificates that were kept on disk, if they still verify.
     fn load_certs(&self) {
         let kept = match durable::read(&self.inner.certs_file) {
-            Ok(Some(raw)) => ControllerCerts::verify(&raw, &self.inner.root, &self.inner.clock),
+            Ok(Some(raw)) => certs::verify(&raw, &self.inner.root_pem, &self.inner.clock),
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!(%error, "kept certificates of the controller");
@@ -168,7 +167,7 @@ impl Connection {
         }
     }
 
-    fn set_certs(&self, certs: ControllerCerts) {
+    fn set_certs(&self, certs: Verified) {
         *self.inner.certs.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certs));
     }
 
@@ -176,15 +175,15 @@ impl Connection {
     ///
     /// # Errors
     /// No answer, or certificates that do not lead to the root of the image.
-    pub async fn fetch_certs(&self) -> Result<Arc<ControllerCerts>, Error> {
+    pub async fn fetch_certs(&self) -> Result<Arc<Verified>, Error> {
         let _one_at_a_time = self.inner.fetching.lock().await;
         let url = self.url(paths::CERTS);
         let answer = self.send(Method::GET, paths::CERTS, None, None).await?;
         // The signature is made with a key that the content itself names: what counts is the chain inside.
         let reply = Envelope::parse(&answer.body, MAX_REPLY).map_err(|source| Error::Reply { url, source })?;
-        let certs = ControllerCerts::verify(reply.payload_unchecked(), &self.inner.root, &self.inner.clock)?;
-        let changed = self.known_certs().is_none_or(|known| known.raw() != certs.raw());
-        let raw = certs.raw().to_vec();
+        let certs = certs::verify(reply.payload_unchecked(), &self.inner.root_pem, &self.inner.clock)?;
+        let changed = self.known_certs().is_none_or(|known| known.raw != certs.raw);
+        let raw = certs.raw.clone();
         self.set_certs(certs.clone());
         if changed {
             if let Err(error) = durable::store(self.inner.certs_file.clone(), raw).await {
@@ -194,7 +193,7 @@ impl Connection {
         Ok(Arc::new(certs))
     }
 
-    async fn certs(&self) -> Result<Arc<ControllerCerts>, Error> {
+    async fn certs(&self) -> Result<Arc<Verified>, Error> {
         match self.known_certs() {
             Some(certs) => Ok(certs),
             None => self.fetch_certs().await,
@@ -233,10 +232,10 @@ impl Connection {
         let reply = |source| Error::Reply { url: self.url(path), source };
         let envelope = Envelope::parse(&answer.body, MAX_REPLY).map_err(reply)?;
         let certs = self.certs().await?;
-        let payload = match envelope.clone().open(certs.signing()) {
+        let payload = match envelope.clone().open(certs.certs.signing()) {
             Err(EnvelopeError::OtherSender { .. }) => {
                 let certs = self.fetch_certs().await?;
-                envelope.open(certs.signing()).map_err(reply)?
+                envelope.open(certs.certs.signing()).map_err(reply)?
             }
             result => result.map_err(reply)?,
         };

@@ -122,6 +122,8 @@ pub struct Store {
     rootfs: PathBuf,
     /// One lock a blob, so that two content trees that share it fetch it once.
     locks: Arc<Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Held while a root file system is unpacked: one at a time is enough for the disk and the memory.
+    pub(super) unpacking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Store {
@@ -131,6 +133,7 @@ impl Store {
             blobs: paths.blobs(),
             rootfs: paths.rootfs(),
             locks: Arc::default(),
+            unpacking: Arc::default(),
         };
         files::make_dir(&store.blobs, 0o711)?;
         files::make_dir(&store.rootfs, 0o711)?;
@@ -211,15 +214,13 @@ impl Store {
             .entry(blob.digest)
             .or_default()
             .clone();
-        let result = {
-            let _one_at_a_time = lock.lock().await;
-            if self.has(blob) {
-                Ok(())
-            } else {
-                self.fetch_alone(registry, repository, blob, progress).await
-            }
+        let alone = Arc::new(lock.lock_owned().await);
+        let result = if self.has(blob) {
+            Ok(())
+        } else {
+            self.fetch_alone(registry, repository, blob, progress, &alone).await
         };
-        drop(lock);
+        drop(alone);
         // Locks that nobody holds or waits for are forgotten.
         self.locks
             .lock()
@@ -234,6 +235,7 @@ impl Store {
         repository: &str,
         blob: &Descriptor,
         progress: &Progress,
+        alone: &Arc<tokio::sync::OwnedMutexGuard<()>>,
     ) -> Result<(), StoreError> {
         let part = self.part(&blob.digest);
         let mut held = fs::metadata(&part).map_or(0, |about| about.len());
@@ -265,7 +267,13 @@ impl Store {
         let (feed, pieces) = mpsc::channel::<Bytes>(4);
         let target = blob.clone();
         let path = part.clone();
-        let writer = tokio::task::spawn_blocking(move || write_part(&path, from, &target, pieces));
+        // The thread holds the lock as well: when this download is given up, it may still be writing for a moment.
+        let alone = alone.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let result = write_part(&path, from, &target, pieces);
+            drop(alone);
+            result
+        });
         let mut cut = None;
         if let Some(mut stream) = stream {
             while let Some(piece) = stream.bytes.next().await {

@@ -1,0 +1,133 @@
+//! What the agent's tasks share: who the device is, how it reaches its controller, and what each of them found out.
+//!
+//! Every fact has one writer; the others watch it.
+//!
+//! | fact | written by | watched by |
+//! |---|---|---|
+//! | `device` | `enrol` | all that send |
+//! | `attestation` | `attest` | `config`, `report`, `bless` |
+//! | `config` | `config` | `report`, `logs` |
+//! | `uplinks` | `uplink` | `report` |
+//! | `observed` | reconcilers | `report`, `link` |
+//! | `contact` | `config`, `link` | `report`, `logs`, `bless` |
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use onboarding::keys::Identity;
+use onboarding::smbios::Machine;
+use protocol::ids::DeviceId;
+use tokio::sync::{Notify, watch};
+
+use crate::bundle::Bundle;
+use crate::clock::Clock;
+use crate::config::InForce;
+use crate::conn::Connection;
+use crate::domain::observed::Observed;
+use crate::paths::Paths;
+use crate::status::Status;
+use crate::uplink::Uplink;
+
+/// How far attestation is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Attestation {
+    /// The first try is not over.
+    #[default]
+    Trying,
+    /// The last try failed, and the next one is due.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Since when.
+        at: Option<SystemTime>,
+    },
+    /// The controller gave a token.
+    Granted {
+        /// What config requests carry.
+        token: Vec<u8>,
+    },
+}
+
+/// Whether the controller answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contact {
+    /// The last exchange worked.
+    pub up: bool,
+    /// A config was fetched or confirmed since the agent started.
+    pub config_confirmed: bool,
+    /// Counts the times that contact came back; senders with a queue try at once then.
+    pub returns: u64,
+}
+
+/// What tasks share.
+pub struct Context {
+    /// Where things lie.
+    pub paths: Paths,
+    /// Version of the image.
+    pub version: String,
+    /// What the installer stick brought.
+    pub bundle: Bundle,
+    /// What the firmware says about the hardware.
+    pub machine: Machine,
+    /// Lines and troubles.
+    pub status: Status,
+    /// The time.
+    pub clock: Clock,
+    /// The device's keys.
+    pub identity: Arc<Identity>,
+    /// The way to the controller.
+    pub conn: Connection,
+    /// The id that the controller gave.
+    pub device: watch::Sender<Option<DeviceId>>,
+    /// How far attestation is.
+    pub attestation: watch::Sender<Attestation>,
+    /// The config in force.
+    pub config: watch::Sender<Arc<InForce>>,
+    /// Interfaces that lead out.
+    pub uplinks: watch::Receiver<Vec<Uplink>>,
+    /// What the reconcilers made and found.
+    pub observed: watch::Receiver<Arc<Observed>>,
+    /// Whether the controller answers.
+    pub contact: watch::Sender<Contact>,
+    /// The controller wants a new quote.
+    pub reattest: Notify,
+    /// The controller does not know this device any more.
+    pub reenrol: Notify,
+    /// There is a new config to fetch.
+    pub poll: Notify,
+}
+
+impl Context {
+    /// The device's id, once there is one.
+    pub async fn device_id(&self) -> DeviceId {
+        let mut device = self.device.subscribe();
+        loop {
+            if let Some(id) = *device.borrow_and_update() {
+                return id;
+            }
+            if device.changed().await.is_err() {
+                // The sender is a field of this very value.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Notes that the controller answered.
+    pub fn in_contact(&self) {
+        self.contact.send_if_modified(|contact| {
+            let returned = !contact.up;
+            if returned {
+                contact.up = true;
+                contact.returns = contact.returns.wrapping_add(1);
+            }
+            returned
+        });
+        self.status.clear("controller");
+    }
+
+    /// Notes that the controller did not answer.
+    pub fn out_of_contact(&self, reason: &str) {
+        self.contact.send_if_modified(|contact| std::mem::replace(&mut contact.up, false));
+        self.status.raise("controller", reason);
+    }
+}
