@@ -1,0 +1,214 @@
+//! Attestation: the device shows its keys and its boot state, and gets the token that config requests carry.
+//!
+//! ```text
+//!                     taken            nonce             SUCCESS
+//!   ShowCertificates -------> AskNonce ------> Quote ------------> Granted (token)
+//!        ^  ^                  ^                 |                    |
+//!        |  |  NO_CERT_FOUND   |  NONCE_MISMATCH |                    | the controller answers 403 to a
+//!        |  '------------------|-----------------|                    | config request, or gives us another id
+//!        |                     '-----------------'                    |
+//!        |                                                            |
+//!        '---- Waiting (15 s) <------ refused, no answer, no TPM -----'
+//! ```
+//!
+//! [`Step::after`] is the whole machine; what it needs from TPM and network stands in [`run`].
+
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use onboarding::attest::device::{self, QuoteAnswer, Versions};
+use protocol::eve::attest::{ZAttestReq, ZAttestResponse};
+use protocol::paths;
+
+use crate::conn;
+use crate::context::{Attestation, Context};
+
+/// EVE's delay between tries.
+const RETRY: Duration = Duration::from_secs(15);
+/// Rounds that a controller may send us through without an end in sight before it counts as refused.
+const MAX_ROUNDS: u32 = 8;
+/// Where the kernel shows the firmware's event log.
+const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
+/// Largest log that is read: firmware sets aside 64 KiB to 1 MiB for it.
+const MAX_EVENT_LOG: u64 = 4 * 1024 * 1024;
+
+/// Why a try failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The exchange failed.
+    #[error("attestation: {0}")]
+    Connection(#[from] conn::Error),
+    /// TPM or answer are not what they should be.
+    #[error("attestation: {0}")]
+    Attest(#[from] device::AttestError),
+    /// The controller says no.
+    #[error("attestation: the controller refuses this device's boot state; it shows which check failed")]
+    Refused,
+    /// No end in sight.
+    #[error("attestation: the controller asks for certificates or nonces over and over")]
+    Rounds,
+    /// A task of this process did not end well.
+    #[error("attestation: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Where in one try the device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    ShowCertificates,
+    AskNonce,
+    Quote { nonce: Vec<u8> },
+    Granted { token: Vec<u8> },
+    Refused,
+}
+
+/// What the controller answered to the request of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Heard {
+    Taken,
+    Nonce(Vec<u8>),
+    Token(Vec<u8>),
+    NonceMismatch,
+    NoCertificate,
+    Refused,
+}
+
+impl Step {
+    /// The next step.
+    fn after(self, heard: Heard) -> Self {
+        match (self, heard) {
+            (Self::ShowCertificates, Heard::Taken) | (Self::Quote { .. }, Heard::NonceMismatch) => Self::AskNonce,
+            (Self::AskNonce, Heard::Nonce(nonce)) => Self::Quote { nonce },
+            (Self::Quote { .. }, Heard::Token(token)) => Self::Granted { token },
+            (Self::Quote { .. }, Heard::NoCertificate) => Self::ShowCertificates,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// Attests now, and again whenever the controller wants it.
+///
+/// # Errors
+/// Never; the type is what the supervisor wants.
+pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+    loop {
+        match attest(&ctx).await {
+            Ok(token) => {
+                ctx.status.clear("attestation");
+                ctx.status.say("attestation", "attested");
+                ctx.attestation.send_replace(Attestation::Granted { token });
+                ctx.reattest.notified().await;
+                tracing::info!("the controller wants a new quote");
+                ctx.attestation.send_replace(Attestation::Trying);
+                ctx.status.forget("attestation");
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                match &error {
+                    // Said once, by whoever finds out first that nobody answers.
+                    Error::Connection(error) if error.is_away() => ctx.out_of_contact(&error.to_string()),
+                    _ => ctx.status.raise("attestation", &reason),
+                }
+                ctx.attestation.send_replace(Attestation::Failed { reason, at: Some(SystemTime::now()) });
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// One try.
+async fn attest(ctx: &Context) -> Result<Vec<u8>, Error> {
+    let path = paths::attest(ctx.device_id().await);
+    let mut step = Step::ShowCertificates;
+    for _ in 0..MAX_ROUNDS {
+        let heard = match &step {
+            Step::ShowCertificates => {
+                device::read_certs_answer(&ask(ctx, &path, device::certs_request(&ctx.identity)).await?)?;
+                Heard::Taken
+            }
+            Step::AskNonce => Heard::Nonce(device::read_nonce(&ask(ctx, &path, device::nonce_request()).await?)?),
+            Step::Quote { nonce } => {
+                let request = quote(ctx, nonce.clone()).await?;
+                match device::read_quote_answer(&ask(ctx, &path, request).await?)? {
+                    QuoteAnswer::Granted { integrity_token, .. } => Heard::Token(integrity_token),
+                    QuoteAnswer::NonceMismatch => Heard::NonceMismatch,
+                    QuoteAnswer::NoCertificate => Heard::NoCertificate,
+                    QuoteAnswer::Refused => Heard::Refused,
+                }
+            }
+            Step::Granted { token } => return Ok(token.clone()),
+            Step::Refused => return Err(Error::Refused),
+        };
+        step = step.after(heard);
+    }
+    match step {
+        Step::Granted { token } => Ok(token),
+        Step::Refused => Err(Error::Refused),
+        _ => Err(Error::Rounds),
+    }
+}
+
+async fn ask(ctx: &Context, path: &str, request: ZAttestReq) -> Result<ZAttestResponse, Error> {
+    let response = ctx.conn.ask(path, &request, "ZAttestResponse").await?;
+    ctx.in_contact();
+    Ok(response)
+}
+
+/// Has the TPM quote; it takes its time.
+async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
+    let identity = ctx.identity.clone();
+    let versions = Versions { image: ctx.version.clone(), firmware: ctx.machine.bios_version.clone() };
+    let request = tokio::task::spawn_blocking(move || {
+        let log = event_log(Path::new(EVENT_LOG));
+        device::quote_request(&identity, &nonce, &versions, log.as_deref())
+    })
+    .await??;
+    Ok(request)
+}
+
+/// The firmware's event log, if there is one of a sensible size.
+fn event_log(path: &Path) -> Option<Vec<u8>> {
+    let mut log = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(MAX_EVENT_LOG + 1).read_to_end(&mut log).ok()?;
+    (!log.is_empty() && log.len() as u64 <= MAX_EVENT_LOG).then_some(log)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_leads_where_eves_machine_goes() {
+        let quote = || Step::Quote { nonce: vec![1] };
+        let table = [
+            (Step::ShowCertificates, Heard::Taken, Step::AskNonce),
+            (Step::AskNonce, Heard::Nonce(vec![1]), quote()),
+            (quote(), Heard::Token(vec![2]), Step::Granted { token: vec![2] }),
+            (quote(), Heard::NonceMismatch, Step::AskNonce),
+            (quote(), Heard::NoCertificate, Step::ShowCertificates),
+            (quote(), Heard::Refused, Step::Refused),
+            // Answers that fit no question end the try.
+            (Step::ShowCertificates, Heard::Token(vec![2]), Step::Refused),
+            (Step::AskNonce, Heard::Taken, Step::Refused),
+        ];
+        for (step, heard, next) in table {
+            assert_eq!(step.clone().after(heard.clone()), next, "{step:?} {heard:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_log_is_read_if_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        assert_eq!(event_log(&path), None);
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(event_log(&path), None);
+        std::fs::write(&path, b"log").unwrap();
+        assert_eq!(event_log(&path).unwrap(), b"log");
+        std::fs::File::create(&path).unwrap().set_len(MAX_EVENT_LOG + 1).unwrap();
+        assert_eq!(event_log(&path), None);
+    }
+}
