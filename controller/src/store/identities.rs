@@ -1,0 +1,406 @@
+//! Who devices are: certificates, attestation, escrowed keys, and what they told last.
+
+use jiff::Timestamp;
+use operator_api::Attestation;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, Tried as _, damaged, parse_uid};
+
+const ACTION: &str = "reading a device's identity";
+
+/// A device's identity as it registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Uid of the device.
+    pub device: Uuid,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// SHA-256 of the onboarding certificate's DER.
+    pub onboarding_hash: [u8; 32],
+    /// The maker's serial number; may be empty.
+    pub serial: String,
+    /// Serial number given by software; may be empty.
+    pub soft_serial: String,
+}
+
+/// Certificates that a device showed for its attestation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttestationKeys {
+    /// Of the key that signs quotes, DER.
+    pub attestation_certificate: Option<Vec<u8>>,
+    /// Of the endorsement key, as it came.
+    pub endorsement_certificate: Option<Vec<u8>>,
+    /// The endorsement key, TPM2B_PUBLIC.
+    pub endorsement_public: Option<Vec<u8>>,
+    /// Of the key that opens secrets, PEM.
+    pub ecdh_certificate: Option<Vec<u8>>,
+}
+
+/// What the registry of known devices keeps in memory.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Uid of the device.
+    pub device: Uuid,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Integrity token of its present boot.
+    pub token: Option<Vec<u8>>,
+    /// When it was last heard from, in milliseconds.
+    pub last_seen: Option<i64>,
+}
+
+/// What the operator API shows of a device's identity.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shown {
+    /// The last verdicts.
+    pub attestation: Attestation,
+    /// Whether it was given a nonce and owes a quote.
+    pub owes_quote: bool,
+    /// JSON of the last figures.
+    pub figures: Option<String>,
+    /// When it was last heard from, in milliseconds.
+    pub last_seen: Option<i64>,
+}
+
+/// Writes a new identity.
+pub async fn insert(connection: &mut Connection, identity: &Identity) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO identities (device, certificate, certificate_hash, onboarding_hash, serial, soft_serial, attestation) \
+         VALUES ($1, $2, $3, $4, $5, $6, '{}')",
+    )
+    .bind(identity.device.to_string())
+    .bind(&identity.certificate)
+    .bind(protocol::envelope::sha256(&identity.certificate).as_slice())
+    .bind(identity.onboarding_hash.as_slice())
+    .bind(&identity.serial)
+    .bind(&identity.soft_serial)
+    .execute(connection)
+    .await
+    .tried("writing a new identity")?;
+    Ok(())
+}
+
+/// Uid of the device with this certificate.
+pub async fn by_certificate(
+    connection: &mut Connection,
+    certificate: &[u8],
+) -> Result<Option<Uuid>, StoreError> {
+    let found: Option<String> =
+        sqlx::query_scalar("SELECT device FROM identities WHERE certificate_hash = $1")
+            .bind(protocol::envelope::sha256(certificate).as_slice())
+            .fetch_optional(connection)
+            .await
+            .tried(ACTION)?;
+    found.map(|text| parse_uid(ACTION, &text)).transpose()
+}
+
+/// Uid of a device that registered with this onboarding certificate and serial.
+pub async fn by_serial(
+    connection: &mut Connection,
+    onboarding_hash: &[u8; 32],
+    serial: &str,
+) -> Result<Option<Uuid>, StoreError> {
+    let found: Option<String> = sqlx::query_scalar(
+        "SELECT device FROM identities WHERE onboarding_hash = $1 AND serial = $2 LIMIT 1",
+    )
+    .bind(onboarding_hash.as_slice())
+    .bind(serial)
+    .fetch_optional(connection)
+    .await
+    .tried(ACTION)?;
+    found.map(|text| parse_uid(ACTION, &text)).transpose()
+}
+
+/// All devices, for the registry.
+pub async fn all(connection: &mut Connection) -> Result<Vec<Known>, StoreError> {
+    let rows = sqlx::query("SELECT device, certificate, token, last_seen FROM identities")
+        .fetch_all(connection)
+        .await
+        .tried("reading all identities")?;
+    rows.iter().map(known).collect()
+}
+
+fn known(row: &SqliteRow) -> Result<Known, StoreError> {
+    Ok(Known {
+        device: parse_uid(ACTION, row.try_get("device").tried(ACTION)?)?,
+        certificate: row.try_get("certificate").tried(ACTION)?,
+        token: row.try_get("token").tried(ACTION)?,
+        last_seen: row.try_get("last_seen").tried(ACTION)?,
+    })
+}
+
+/// What the operator API shows of one device.
+pub async fn shown(connection: &mut Connection, device: Uuid) -> Result<Option<Shown>, StoreError> {
+    let row = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities WHERE device = $1")
+        .bind(device.to_string())
+        .fetch_optional(connection)
+        .await
+        .tried(ACTION)?;
+    Ok(row
+        .as_ref()
+        .map(shown_row)
+        .transpose()?
+        .map(|(_, shown)| shown))
+}
+
+/// What the operator API shows of all devices.
+pub async fn all_shown(connection: &mut Connection) -> Result<Vec<(Uuid, Shown)>, StoreError> {
+    let rows = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities")
+        .fetch_all(connection)
+        .await
+        .tried(ACTION)?;
+    rows.iter().map(shown_row).collect()
+}
+
+fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
+    let device = parse_uid(ACTION, row.try_get("device").tried(ACTION)?)?;
+    let attestation: &str = row.try_get("attestation").tried(ACTION)?;
+    let shown = Shown {
+        attestation: serde_json::from_str(attestation)
+            .map_err(|error| damaged(ACTION, device.to_string(), error))?,
+        owes_quote: row.try_get::<i64, _>("owes_quote").tried(ACTION)? != 0,
+        figures: row.try_get("figures").tried(ACTION)?,
+        last_seen: row.try_get("last_seen").tried(ACTION)?,
+    };
+    Ok((device, shown))
+}
+
+/// Certificates that the device showed before.
+pub async fn attestation_keys(
+    connection: &mut Connection,
+    device: Uuid,
+) -> Result<AttestationKeys, StoreError> {
+    let row = sqlx::query(
+        "SELECT attestation_certificate, endorsement_certificate, endorsement_public, ecdh_certificate FROM identities WHERE device = $1",
+    )
+    .bind(device.to_string())
+    .fetch_one(connection)
+    .await
+    .tried(ACTION)?;
+    let blob = |column: &str| row.try_get::<Option<Vec<u8>>, _>(column).tried(ACTION);
+    Ok(AttestationKeys {
+        attestation_certificate: blob("attestation_certificate")?,
+        endorsement_certificate: blob("endorsement_certificate")?,
+        endorsement_public: blob("endorsement_public")?,
+        ecdh_certificate: blob("ecdh_certificate")?,
+    })
+}
+
+/// Writes the certificates that a device showed.
+pub async fn set_attestation_keys(
+    connection: &mut Connection,
+    device: Uuid,
+    keys: &AttestationKeys,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE identities SET attestation_certificate = $1, endorsement_certificate = $2, endorsement_public = $3, \
+         ecdh_certificate = $4 WHERE device = $5",
+    )
+    .bind(&keys.attestation_certificate)
+    .bind(&keys.endorsement_certificate)
+    .bind(&keys.endorsement_public)
+    .bind(&keys.ecdh_certificate)
+    .bind(device.to_string())
+    .execute(connection)
+    .await
+    .tried("writing attestation certificates")?;
+    Ok(())
+}
+
+/// Writes the nonce that a device is given; an older one is no longer good.
+pub async fn give_nonce(
+    connection: &mut Connection,
+    device: Uuid,
+    nonce: &[u8],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE identities SET nonce = $1, nonce_given = $2 WHERE device = $3")
+        .bind(nonce)
+        .bind(now.as_millisecond())
+        .bind(device.to_string())
+        .execute(connection)
+        .await
+        .tried("writing a nonce")?;
+    Ok(())
+}
+
+/// Takes the nonce back: it is good once. With it comes the time when it was given, in milliseconds.
+pub async fn take_nonce(
+    connection: &mut Connection,
+    device: Uuid,
+) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT nonce, nonce_given FROM identities WHERE device = $1 AND nonce IS NOT NULL",
+    )
+    .bind(device.to_string())
+    .fetch_optional(&mut *connection)
+    .await
+    .tried("reading a nonce")?;
+    let Some(row) = row else { return Ok(None) };
+    sqlx::query("UPDATE identities SET nonce = NULL, nonce_given = NULL WHERE device = $1")
+        .bind(device.to_string())
+        .execute(connection)
+        .await
+        .tried("using a nonce up")?;
+    Ok(Some((
+        row.try_get("nonce").tried(ACTION)?,
+        row.try_get("nonce_given").tried(ACTION)?,
+    )))
+}
+
+/// Writes what an attestation found, and the token that goes with it: none if it failed.
+pub async fn set_attestation(
+    connection: &mut Connection,
+    device: Uuid,
+    attestation: &Attestation,
+    token: Option<&[u8]>,
+) -> Result<(), StoreError> {
+    let text = serde_json::to_string(attestation)
+        .map_err(|error| damaged("writing verdicts", device.to_string(), error))?;
+    sqlx::query("UPDATE identities SET attestation = $1, token = $2 WHERE device = $3")
+        .bind(text)
+        .bind(token)
+        .bind(device.to_string())
+        .execute(connection)
+        .await
+        .tried("writing verdicts")?;
+    Ok(())
+}
+
+/// The keys that the device left here, as they came.
+pub async fn keys(
+    connection: &mut Connection,
+    device: Uuid,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    sqlx::query_scalar("SELECT keys FROM identities WHERE device = $1")
+        .bind(device.to_string())
+        .fetch_one(connection)
+        .await
+        .tried("reading escrowed keys")
+}
+
+/// Keeps keys for the device.
+pub async fn set_keys(
+    connection: &mut Connection,
+    device: Uuid,
+    keys: &[u8],
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE identities SET keys = $1 WHERE device = $2")
+        .bind(keys)
+        .bind(device.to_string())
+        .execute(connection)
+        .await
+        .tried("writing escrowed keys")?;
+    Ok(())
+}
+
+/// Writes when a device was last heard from, and its figures if there are new ones.
+pub async fn set_seen(
+    connection: &mut Connection,
+    device: Uuid,
+    last_seen: i64,
+    figures: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE identities SET last_seen = $1, figures = COALESCE($2, figures) WHERE device = $3",
+    )
+    .bind(last_seen)
+    .bind(figures)
+    .bind(device.to_string())
+    .execute(connection)
+    .await
+    .tried("writing figures")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use operator_api::{Device, DeviceSpec, Object as _};
+
+    use super::*;
+    use crate::store::objects;
+    use crate::store::tests::fresh;
+
+    #[tokio::test]
+    async fn an_identity_lives_and_goes_with_its_device() {
+        let (_directory, store) = fresh().await;
+        let mut writer = store.write().await.unwrap();
+        let device = objects::insert(
+            &mut writer,
+            &mut Device::new("a", DeviceSpec::default()),
+            objects::Links::default(),
+            Timestamp::now(),
+        )
+        .await
+        .unwrap();
+        let identity = Identity {
+            device,
+            certificate: vec![1, 2],
+            onboarding_hash: [3; 32],
+            serial: "s".to_owned(),
+            soft_serial: String::new(),
+        };
+        insert(&mut writer, &identity).await.unwrap();
+        assert_eq!(
+            by_certificate(&mut writer, &[1, 2]).await.unwrap(),
+            Some(device)
+        );
+        assert_eq!(
+            by_serial(&mut writer, &[3; 32], "s").await.unwrap(),
+            Some(device)
+        );
+        assert_eq!(by_serial(&mut writer, &[4; 32], "s").await.unwrap(), None);
+        set_seen(&mut writer, device, 7, Some("{}")).await.unwrap();
+        set_seen(&mut writer, device, 8, None).await.unwrap();
+        let shown = shown(&mut writer, device).await.unwrap().unwrap();
+        assert_eq!(
+            (shown.last_seen, shown.figures.as_deref(), shown.owes_quote),
+            (Some(8), Some("{}"), false)
+        );
+        objects::delete(&mut writer, device).await.unwrap();
+        assert_eq!(by_certificate(&mut writer, &[1, 2]).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_nonce_is_good_once() {
+        let (_directory, store) = fresh().await;
+        let mut writer = store.write().await.unwrap();
+        let device = objects::insert(
+            &mut writer,
+            &mut Device::new("a", DeviceSpec::default()),
+            objects::Links::default(),
+            Timestamp::now(),
+        )
+        .await
+        .unwrap();
+        let identity = Identity {
+            device,
+            certificate: vec![1],
+            onboarding_hash: [3; 32],
+            serial: String::new(),
+            soft_serial: String::new(),
+        };
+        insert(&mut writer, &identity).await.unwrap();
+        let now = Timestamp::now();
+        give_nonce(&mut writer, device, b"first", now)
+            .await
+            .unwrap();
+        give_nonce(&mut writer, device, b"second", now)
+            .await
+            .unwrap();
+        assert!(
+            shown(&mut writer, device)
+                .await
+                .unwrap()
+                .unwrap()
+                .owes_quote
+        );
+        assert_eq!(
+            take_nonce(&mut writer, device).await.unwrap(),
+            Some((b"second".to_vec(), now.as_millisecond()))
+        );
+        assert_eq!(take_nonce(&mut writer, device).await.unwrap(), None);
+    }
+}

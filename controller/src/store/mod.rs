@@ -1,0 +1,333 @@
+//! What must survive the controller: objects, identities, reports, logs, users. SQLite, by sqlx.
+//!
+//! One connection writes, so that transactions stand in a queue of ours and not before SQLite's lock; several read. The journal is a
+//! write-ahead log and every commit is synced (`synchronous=FULL`), so that what was acknowledged is there after a power cut.
+//! Figures that a device sends again a minute later go through [`Store::write_soon`], which leaves the sync out.
+//!
+//! The modules hold functions over a connection; [`Store::read`] gives one to read with, [`Store::write`] a transaction. Statements
+//! keep to what PostgreSQL takes too (`$1`, `ON CONFLICT`, `RETURNING`), and [`Connection`] is the only type that says SQLite.
+
+pub mod identities;
+pub mod logs;
+pub mod objects;
+pub mod reports;
+pub mod users;
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A connection to the database, inside a transaction or not.
+pub type Connection = sqlx::SqliteConnection;
+
+/// How long a reader or writer waits for its turn before the request is refused.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that read at the same time.
+const READERS: u32 = 4;
+/// SQLite's page cache a connection, in KiB; negative is SQLite's way to say so (PRAGMA cache_size).
+const CACHE_KIB: &str = "-2048";
+/// SQLITE_FULL, "insertion failed because database is full" (SQLite, Result and Error Codes).
+const SQLITE_FULL: &str = "13";
+
+/// Why the store did not do something.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The database could not be opened or brought up to date.
+    #[error(
+        "opening the database {path}: {source}; check the directory's owner, mode and free space"
+    )]
+    Open {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// The database could not be brought up to date.
+    #[error("migrating the database {path}: {source}; a newer controller may have written it")]
+    Migrate {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// No space is left for it.
+    #[error("{action}: the disk is full; reads go on, free some space for writes")]
+    Full {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// The database said no.
+    #[error("{action}: {source}")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// A row does not hold what it should.
+    #[error("{action}: the row of {what} is damaged: {reason}")]
+    Damaged {
+        /// What was tried.
+        action: &'static str,
+        /// Whose row.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Gives database errors the name of what was tried.
+pub(crate) trait Tried<T> {
+    /// Names `action` in the error.
+    fn tried(self, action: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T> Tried<T> for Result<T, sqlx::Error> {
+    fn tried(self, action: &'static str) -> Result<T, StoreError> {
+        self.map_err(|source| {
+            let full = source
+                .as_database_error()
+                .and_then(|error| error.code())
+                .is_some_and(|code| code == SQLITE_FULL);
+            if full {
+                StoreError::Full { action }
+            } else {
+                StoreError::Database { action, source }
+            }
+        })
+    }
+}
+
+pub(crate) fn damaged(
+    action: &'static str,
+    what: impl Into<String>,
+    reason: impl ToString,
+) -> StoreError {
+    StoreError::Damaged {
+        action,
+        what: what.into(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The database.
+#[derive(Clone)]
+pub struct Store {
+    readers: SqlitePool,
+    writer: SqlitePool,
+    lazy_writer: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database in `path`, making it if it is not there, and brings it up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], [`StoreError::Migrate`].
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let open_error = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let options = SqliteConnectOptions::from_str("sqlite:")
+            .map_err(open_error)?
+            .filename(path)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .busy_timeout(PATIENCE)
+            .pragma("cache_size", CACHE_KIB);
+        let pool = |connections: u32, synchronous: SqliteSynchronous| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(PATIENCE)
+                .connect_with(options.clone().synchronous(synchronous))
+        };
+        let writer = pool(1, SqliteSynchronous::Full).await.map_err(open_error)?;
+        sqlx::migrate!("./migrations/sqlite")
+            .run(&writer)
+            .await
+            .map_err(|source| StoreError::Migrate {
+                path: path.to_owned(),
+                source,
+            })?;
+        let readers = pool(READERS, SqliteSynchronous::Full)
+            .await
+            .map_err(open_error)?;
+        let lazy_writer = pool(1, SqliteSynchronous::Normal)
+            .await
+            .map_err(open_error)?;
+        Ok(Self {
+            readers,
+            writer,
+            lazy_writer,
+        })
+    }
+
+    /// A connection to read with.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if none became free in time.
+    pub async fn read(&self) -> Result<Reader, StoreError> {
+        Ok(Reader(
+            self.readers
+                .acquire()
+                .await
+                .tried("waiting for a connection to read")?,
+        ))
+    }
+
+    /// A transaction. It is rolled back unless [`Writer::commit`] is called.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if the connection did not become free in time.
+    pub async fn write(&self) -> Result<Writer, StoreError> {
+        // IMMEDIATE takes the write lock at once; a deferred one could fail at its first write, after having read.
+        Ok(Writer(
+            self.writer
+                .begin_with("BEGIN IMMEDIATE")
+                .await
+                .tried("beginning a transaction")?,
+        ))
+    }
+
+    /// A transaction whose commit a power cut may undo, though a crash of the controller does not.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn write_soon(&self) -> Result<Writer, StoreError> {
+        Ok(Writer(
+            self.lazy_writer
+                .begin_with("BEGIN IMMEDIATE")
+                .await
+                .tried("beginning a transaction")?,
+        ))
+    }
+
+    /// Closes all connections, after those in use are given back.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.lazy_writer.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// A connection to read with.
+pub struct Reader(PoolConnection<Sqlite>);
+
+impl Deref for Reader {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl DerefMut for Reader {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+/// A transaction.
+pub struct Writer(Transaction<'static, Sqlite>);
+
+impl Writer {
+    /// Makes everything in it last. When this returns, it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], [`StoreError::Database`]; nothing was written then.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        self.0.commit().await.tried("committing")
+    }
+}
+
+impl Deref for Writer {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl DerefMut for Writer {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+/// Takes the next number of a counter.
+pub(crate) async fn next(
+    connection: &mut Connection,
+    counter: &'static str,
+) -> Result<i64, StoreError> {
+    sqlx::query_scalar("UPDATE counters SET value = value + 1 WHERE name = $1 RETURNING value")
+        .bind(counter)
+        .fetch_one(connection)
+        .await
+        .tried("counting")
+}
+
+/// Reads an id from its column.
+fn parse_uid(action: &'static str, text: &str) -> Result<Uuid, StoreError> {
+    Uuid::try_parse(text).map_err(|error| damaged(action, format!("object {text}"), error))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A fresh database; the directory must live as long as it.
+    pub async fn fresh() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("controller.db"))
+            .await
+            .unwrap();
+        (directory, store)
+    }
+
+    #[tokio::test]
+    async fn what_is_not_committed_is_undone() {
+        let (_directory, store) = fresh().await;
+        let mut writer = store.write().await.unwrap();
+        assert_eq!(next(&mut writer, "device").await.unwrap(), 1);
+        drop(writer);
+        let mut writer = store.write().await.unwrap();
+        assert_eq!(next(&mut writer, "device").await.unwrap(), 1);
+        writer.commit().await.unwrap();
+        assert_eq!(
+            next(&mut store.write().await.unwrap(), "device")
+                .await
+                .unwrap(),
+            2
+        );
+    }
+
+    #[tokio::test]
+    async fn commits_are_synced() {
+        let (_directory, store) = fresh().await;
+        let level: i64 = sqlx::query_scalar("PRAGMA synchronous")
+            .fetch_one(&mut *store.write().await.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(level, 2, "FULL");
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
+            .fetch_one(&mut *store.read().await.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(journal, "wal");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.db");
+        std::fs::write(&path, vec![b'x'; 8192]).unwrap();
+        let error = Store::open(&path).await.err().unwrap().to_string();
+        assert!(error.contains("controller.db"), "{error}");
+    }
+}
