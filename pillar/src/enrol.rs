@@ -121,14 +121,16 @@ async fn settle(ctx: &Context, id: DeviceId) {
     ctx.status.clear("enrolment");
     ctx.status.say("enrolment", &format!("enrolled as {id} at {}", ctx.conn.server().authority()));
     ctx.conn.set_named();
-    let changed = ctx.device.send_if_modified(|known| known.replace(id) != Some(id));
-    if changed {
+    let before = ctx.device.send_replace(Some(id));
+    if before != Some(id) {
         if let Err(error) = durable::store(id_file(&ctx.paths), id.to_string().into_bytes()).await {
             ctx.status.raise("disk", &error.to_string());
         }
-        // Another id is another device to the controller: its config and its token are not ours any more.
-        ctx.reattest.notify_one();
-        ctx.poll.notify_one();
+        if before.is_some() {
+            // Another id is another device to the controller: that one's config and token are not ours any more.
+            ctx.reattest.notify_one();
+            ctx.poll.notify_one();
+        }
     }
 }
 

@@ -242,12 +242,13 @@ pub async fn run(ctx: Arc<Context>, desired: watch::Sender<Arc<Desired>>) -> Res
             Outcome::Token => {
                 ctx.in_contact();
                 tracing::info!("the controller wants another integrity token");
-                // Only the change after this one counts.
-                attestation.mark_unchanged();
-                ctx.reattest.notify_one();
-                let _ = tokio::time::timeout(Duration::from_secs(30), attestation.wait_for(|attestation| {
-                    matches!(attestation, Attestation::Granted { .. })
-                })).await;
+                let granted = |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
+                // While a try goes on already, there is nothing to be asked for.
+                if granted(&attestation.borrow_and_update()) {
+                    ctx.reattest.notify_one();
+                    let _ = tokio::time::timeout(WAIT_FOR_TOKEN, attestation.changed()).await;
+                }
+                let _ = tokio::time::timeout(3 * WAIT_FOR_TOKEN, attestation.wait_for(granted)).await;
                 delay = delay.min(Duration::from_secs(2));
             }
             Outcome::Unknown(error) => {
