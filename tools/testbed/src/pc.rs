@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -130,6 +131,8 @@ impl Pc {
         let log_file = File::create(&log).map_err(Error::file("making", &log))?;
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(self.arguments())
+            // Ctrl-C in a terminal is for whoever started us, not for the machine.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file)

@@ -1,5 +1,6 @@
 //! The machine's TPM: one swtpm process while the machine is on, its state in the machine's directory.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ impl Tpm {
         let _ = std::fs::remove_file(&socket);
         let log = dir.join("swtpm.log");
         let child = Command::new("swtpm")
+            .process_group(0)
             .args(["socket", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", dir.display()))
             .arg("--ctrl")
