@@ -1,0 +1,323 @@
+//! The network reconciler: a bridge for each local network instance, taps for apps, dnsmasq on each bridge, and one table
+//! of packet filter rules over all.
+//!
+//! Each pass looks at what there is, so that a link that someone else removed comes back.
+
+pub mod dnsmasq;
+pub mod links;
+pub mod nft;
+pub mod plan;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::links::{LinkError, Links};
+use self::plan::{Wanted, WantedNetwork};
+use super::delay::LOCAL;
+use super::files::{self, FileError};
+use super::ground::Ground;
+use super::program::{Program, ProgramError};
+use super::units::{UnitSpec, UnitState, Units};
+use crate::domain::ids::NetworkId;
+use crate::domain::observed::{NetworkStatus, Trouble};
+use crate::paths::Paths;
+
+/// How often everything is looked at without a cause.
+const LOOK_EVERY: Duration = Duration::from_secs(120);
+
+/// Begin of the names of dnsmasq's units.
+const UNIT_PREFIX: &str = "skerry-net-";
+
+/// Where the device's name servers are looked for, the first that exists.
+const RESOLVERS: [&str; 3] = ["/run/systemd/resolve/resolv.conf", "/run/skerry/resolv.conf", "/etc/resolv.conf"];
+
+/// All networks.
+pub type Networks = BTreeMap<NetworkId, NetworkStatus>;
+
+/// Something about a network that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A file for dnsmasq.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Two want the same.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+/// Follows the desired state for ever.
+pub async fn run(
+    mut ground: watch::Receiver<Arc<Ground>>,
+    paths: Paths,
+    units: Arc<dyn Units>,
+    changed: watch::Sender<Arc<Networks>>,
+) {
+    let mut executor = Executor {
+        dir: paths.run.join("net"),
+        units,
+        loaded: None,
+        served: BTreeMap::new(),
+    };
+    let mut failures = 0;
+    loop {
+        let wanted = plan::wanted(&ground.borrow_and_update());
+        let names: BTreeMap<NetworkId, String> = ground
+            .borrow()
+            .desired
+            .networks
+            .iter()
+            .map(|(id, network)| (*id, network.name.clone()))
+            .collect();
+        let errors = executor.apply(&wanted).await;
+        let delay = if errors.is_empty() {
+            failures = 0;
+            LOOK_EVERY
+        } else {
+            failures += 1;
+            LOCAL.roll(failures)
+        };
+        let now = SystemTime::now();
+        let statuses: Networks = wanted
+            .networks
+            .iter()
+            .map(|(id, network)| {
+                let error = errors.get(id);
+                let message = error.map(ToString::to_string).or_else(|| network.conflicts.first().cloned());
+                let status = NetworkStatus {
+                    name: names.get(id).cloned().unwrap_or_default(),
+                    up: error.is_none(),
+                    bridge: network.bridge.clone(),
+                    leases: network.leases.clone(),
+                    trouble: message.map(|message| Trouble {
+                        message,
+                        at: now,
+                        retry_at: error.map(|_| now + delay),
+                    }),
+                };
+                (*id, status)
+            })
+            .collect();
+        for (id, error) in &errors {
+            tracing::warn!(network = %id, %error, retry_seconds = delay.as_secs(), "network could not be set up");
+        }
+        publish(statuses, &changed);
+        let again = Instant::now() + delay;
+        // Without networks there is nothing to look at.
+        let idle = wanted.networks.is_empty() && errors.is_empty();
+        tokio::select! {
+            result = ground.changed() => if result.is_err() { return },
+            () = tokio::time::sleep_until(again), if !idle => {}
+        }
+    }
+}
+
+/// A trouble's time alone is no news.
+fn publish(statuses: Networks, changed: &watch::Sender<Arc<Networks>>) {
+    let plain = |networks: &Networks| {
+        let mut networks = networks.clone();
+        for status in networks.values_mut() {
+            if let Some(trouble) = &mut status.trouble {
+                trouble.at = SystemTime::UNIX_EPOCH;
+                trouble.retry_at = None;
+            }
+        }
+        networks
+    };
+    changed.send_if_modified(|current| {
+        let differs = plain(current) != plain(&statuses);
+        if differs {
+            *current = Arc::new(statuses);
+        }
+        differs
+    });
+}
+
+struct Executor {
+    dir: PathBuf,
+    units: Arc<dyn Units>,
+    /// The rules that were loaded last.
+    loaded: Option<String>,
+    /// What each dnsmasq was started with: configuration and lists.
+    served: BTreeMap<String, (String, String)>,
+}
+
+impl Executor {
+    async fn apply(&mut self, wanted: &Wanted) -> BTreeMap<NetworkId, NetworkError> {
+        let mut errors = BTreeMap::new();
+        let fail_all = |errors: &mut BTreeMap<NetworkId, NetworkError>, error: &dyn std::fmt::Display| {
+            for id in wanted.networks.keys() {
+                errors.insert(*id, NetworkError::Conflict(error.to_string()));
+            }
+        };
+        // The rules come first: no packet passes a bridge that has no rules.
+        if let Err(error) = self.load_rules(wanted).await {
+            fail_all(&mut errors, &error);
+            return errors;
+        }
+        let links = match Links::open() {
+            Ok(links) => links,
+            Err(error) => {
+                fail_all(&mut errors, &error);
+                return errors;
+            }
+        };
+        match links.list().await {
+            Ok(there) => {
+                for step in plan::surplus(&there, wanted) {
+                    if let Err(error) = links.apply(&step).await {
+                        tracing::warn!(%error, "a network interface that nobody wants could not be removed");
+                    }
+                }
+            }
+            Err(error) => fail_all(&mut errors, &error),
+        }
+        for (id, network) in &wanted.networks {
+            if let Err(error) = self.apply_one(&links, network).await {
+                errors.insert(*id, error);
+            }
+        }
+        if let Err(error) = self.end_surplus(wanted).await {
+            tracing::warn!(%error, "a dnsmasq that nobody wants could not be ended");
+        }
+        errors
+    }
+
+    async fn load_rules(&mut self, wanted: &Wanted) -> Result<(), NetworkError> {
+        let rules = nft::ruleset(&wanted.filtered(), &wanted.maps);
+        if wanted.networks.is_empty() && self.loaded.is_none() {
+            // A device that never had a network needs neither table nor program.
+            return Ok(());
+        }
+        if !wanted.networks.is_empty() {
+            links::set_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
+        }
+        let there = Program::new("nft").args(["list", "table", "inet", "skerry"]).run().await.is_ok();
+        if self.loaded.as_ref() == Some(&rules) && there != wanted.networks.is_empty() {
+            return Ok(());
+        }
+        Program::new("nft").args(["-f", "-"]).input(rules.clone()).run().await?;
+        self.loaded = Some(rules);
+        Ok(())
+    }
+
+    async fn apply_one(&mut self, links: &Links, network: &WantedNetwork) -> Result<(), NetworkError> {
+        for step in plan::steps(&links.list().await?, network) {
+            links.apply(&step).await?;
+        }
+        self.serve(network).await
+    }
+
+    /// Sees to it that dnsmasq runs on a bridge and knows its hosts.
+    async fn serve(&mut self, network: &WantedNetwork) -> Result<(), NetworkError> {
+        let dir = self.dir.join(&network.bridge);
+        // dnsmasq reads the lists again after it has given up root.
+        for dir in [self.dir.as_path(), dir.as_path()] {
+            files::make_dir(dir, 0o755)?;
+        }
+        let resolvers = RESOLVERS.iter().map(Path::new).find(|path| path.exists());
+        let config = dnsmasq::config(&network.service, &dir, resolvers.unwrap_or(Path::new("/etc/resolv.conf")));
+        let lists = format!("{}\0{}", dnsmasq::hosts(&network.service), dnsmasq::names(&network.service));
+        let config_path = dir.join("dnsmasq.conf");
+        let unit = unit_name(&network.bridge);
+        let mut state = self.units.look(&unit).await?;
+        // What a dnsmasq from before our restart was started with is on the disk.
+        let before = self.served.get(&network.bridge).cloned().or_else(|| {
+            let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+            Some((read("dnsmasq.conf")?, format!("{}\0{}", read("hosts")?, read("names")?)))
+        });
+        if matches!(state, UnitState::Running { .. }) && before.as_ref().is_some_and(|before| before.0 != config) {
+            self.units.signal(&unit, libc::SIGKILL, true).await?;
+            state = wait_for_end(self.units.as_ref(), &unit).await?;
+        }
+        files::write_whole(&dir.join("hosts"), dnsmasq::hosts(&network.service).as_bytes(), 0o644)?;
+        files::write_whole(&dir.join("names"), dnsmasq::names(&network.service).as_bytes(), 0o644)?;
+        files::write_whole(&config_path, config.as_bytes(), 0o644)?;
+        match state {
+            UnitState::Running { .. } => {
+                if before.is_none_or(|before| before.1 != lists) {
+                    self.units.signal(&unit, libc::SIGHUP, false).await?;
+                }
+            }
+            UnitState::Gone | UnitState::Ended { .. } => {
+                if let UnitState::Ended { how } = &state {
+                    tracing::warn!(unit, how, "dnsmasq is started again");
+                }
+                self.units.forget(&unit).await?;
+                self.units.start(dnsmasq_unit(unit, &config_path)).await?;
+            }
+        }
+        self.served.insert(network.bridge.clone(), (config, lists));
+        Ok(())
+    }
+
+    async fn end_surplus(&mut self, wanted: &Wanted) -> Result<(), NetworkError> {
+        let keep: Vec<String> = wanted.networks.values().map(|network| unit_name(&network.bridge)).collect();
+        for unit in self.units.list(UNIT_PREFIX).await? {
+            if !keep.contains(&unit) {
+                if matches!(self.units.look(&unit).await?, UnitState::Running { .. }) {
+                    self.units.signal(&unit, libc::SIGKILL, true).await?;
+                    wait_for_end(self.units.as_ref(), &unit).await?;
+                }
+                self.units.forget(&unit).await?;
+            }
+        }
+        let bridges: Vec<&String> = wanted.networks.values().map(|network| &network.bridge).collect();
+        for bridge in self.served.keys().filter(|bridge| !bridges.contains(bridge)) {
+            files::remove_tree(&self.dir.join(bridge))?;
+        }
+        self.served.retain(|bridge, _| bridges.contains(&bridge));
+        Ok(())
+    }
+}
+
+/// Waits up to five seconds for a unit that was killed.
+async fn wait_for_end(units: &dyn Units, unit: &str) -> Result<UnitState, ProgramError> {
+    for _ in 0..50 {
+        match units.look(unit).await? {
+            UnitState::Running { .. } => tokio::time::sleep(Duration::from_millis(100)).await,
+            state => return Ok(state),
+        }
+    }
+    units.look(unit).await
+}
+
+fn unit_name(bridge: &str) -> String {
+    format!("{UNIT_PREFIX}{bridge}.service")
+}
+
+fn dnsmasq_unit(name: String, config: &Path) -> UnitSpec {
+    let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    UnitSpec {
+        name,
+        description: "DHCP and DNS for the apps of one network".into(),
+        program: "/usr/sbin/dnsmasq".into(),
+        args: vec!["--keep-in-foreground".into(), format!("--conf-file={}", config.display()).into()],
+        properties: vec![
+            property("Restart", "on-failure"),
+            property("RestartSec", "2"),
+            property("Slice", "skerry.slice"),
+            property("MemoryMax", "32M"),
+            property("TasksMax", "16"),
+            property("NoNewPrivileges", "yes"),
+            property("ProtectSystem", "strict"),
+            property("ProtectHome", "yes"),
+            property("PrivateTmp", "yes"),
+            property("PrivateDevices", "yes"),
+            property(
+                "CapabilityBoundingSet",
+                "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID",
+            ),
+        ],
+    }
+}
