@@ -1,51 +1,134 @@
-//! Images: host, installer, guest side, demo content.
+//! Images: host, installer, guest side, demo content. Everything lands in `target/images/` as the docs page "Contracts
+//! between the parts" says; finished steps lie in the user's cache, by content ([`store`]).
 
 mod archive;
 mod command;
 mod cpio;
+mod demo_container;
+mod demo_vm;
 mod guest;
+mod host;
 mod lock;
+mod modules;
+mod prune;
 mod store;
+mod tree;
+mod uki;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use imaging::parts::{Variant, Version};
+
+use crate::build;
+use crate::progress::{Step, say};
+use archive::Versions;
+use store::Store;
+
+/// Where images land.
+const TARGET: &str = "target/images";
 
 /// How images are to be built.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// `production` (no shell, no login) or `debug` (a shell on the serial line)
-    #[arg(long, default_value = "production")]
-    pub variant: String,
-    /// Build exactly the package versions of the lock file
+    #[arg(long, default_value = "production", value_parser = parse_variant)]
+    pub variant: Variant,
+    /// Version of the image
+    #[arg(long, default_value_t = workspace_version())]
+    pub image_version: Version,
+    /// Build exactly the package versions of the lock files
     #[arg(long)]
     pub locked: bool,
-    /// Write the versions that were taken into the lock file
+    /// Write the versions that were taken into the lock files
     #[arg(long, conflicts_with = "locked")]
     pub update: bool,
+    /// Leave out the demo's virtual machine and container
+    #[arg(long)]
+    pub no_demo: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
-            variant: "production".to_owned(),
+            variant: Variant::Production,
+            image_version: workspace_version(),
             locked: false,
             update: false,
+            no_demo: false,
         }
     }
 }
 
+impl Options {
+    fn versions(&self) -> Versions {
+        match (self.locked, self.update) {
+            (true, _) => Versions::Locked,
+            (false, true) => Versions::Update,
+            (false, false) => Versions::Current,
+        }
+    }
+}
+
+/// The version of the workspace's crates.
+#[allow(clippy::expect_used)] // A constant; every build of this program would fail alike.
+fn workspace_version() -> Version {
+    env!("CARGO_PKG_VERSION").parse().expect("the workspace's version is a version")
+}
+
+fn parse_variant(text: &str) -> Result<Variant, String> {
+    [Variant::Production, Variant::Debug]
+        .into_iter()
+        .find(|variant| variant.to_string() == text)
+        .ok_or_else(|| format!("'{text}' is neither production nor debug"))
+}
+
 /// Builds everything and gives the folder of the parts.
 pub fn build(options: &Options) -> Result<PathBuf> {
-    let store = store::Store::open()?;
-    let k = guest::kernel(
-        &store,
-        if options.update {
-            archive::Versions::Update
-        } else {
-            archive::Versions::Current
-        },
-    )?;
-    println!("{}", k.display());
-    Ok(k)
+    let store = Store::open()?;
+    let versions = options.versions();
+    let guest_kernel = guest::kernel(&store, versions)?;
+    let base = host::base(&store, options.variant, versions)?;
+    if !options.no_demo {
+        publish(&demo_container::build(&store, versions)?, "demo-container")?;
+        publish(&demo_vm::build(&store, versions)?, "demo-vm")?;
+    }
+
+    let step = Step::begin("our programs for the image");
+    let programs = build::dynamic(&["pillar"])?;
+    let fixed = build::statically(build::STATIC)?;
+    step.done();
+    let contents = host::Contents {
+        pillar: programs.join("pillar"),
+        monitor: fixed.join("skerry-vmm"),
+        initrd: fixed.join("initrd"),
+        installer: fixed.join("installer"),
+        guest_kernel,
+        guest_initramfs: guest::initramfs(&fixed.join("guest-init"))?,
+    };
+    let to = Path::new(TARGET).join(options.variant.to_string());
+    let parts = host::pack(&store, &base, options.variant, &options.image_version, &contents, &to)?;
+    say(&format!("{} {} in {}:", options.variant, parts.version, to.display()));
+    host::tell_sizes(&parts);
+    Ok(to)
+}
+
+/// Puts a step's result at a place of its own below `target/images/`.
+fn publish(made: &Path, name: &str) -> Result<()> {
+    let to = Path::new(TARGET).join(name);
+    let marker = to.join(".made-from");
+    let origin = made.as_os_str().as_encoded_bytes();
+    if fs::read(&marker).is_ok_and(|from| from == origin) {
+        return Ok(());
+    }
+    if to.exists() {
+        prune::remove(&to)?;
+    }
+    for (path, kind) in store::walk(made)? {
+        if kind != store::Kind::Folder {
+            host::put(&made.join(&path), &to.join(&path))?;
+        }
+    }
+    host::write(&marker, origin).context("noting where content came from")
 }
