@@ -1,0 +1,159 @@
+//! What a verifier found, check by check, with what it expected and what it saw: fit for a database row and for a person.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::BootFacts;
+
+/// A check, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Check {
+    /// The device that registered an attestation key shows a quote.
+    Evidence,
+    /// The attestation certificate is there and has a P-256 key.
+    AttestationKey,
+    /// The quote can be read, and the TPM made it (`TPM_GENERATED`).
+    Structure,
+    /// It is a quote and no other statement.
+    Kind,
+    /// The attestation key signed it.
+    Signature,
+    /// It holds the nonce that was given out.
+    Nonce,
+    /// It speaks of PCRs 0 to 15 of the SHA-256 bank, and so do the values beside it.
+    PcrSelection,
+    /// Its digest is that of the values beside it.
+    PcrDigest,
+    /// The event log can be read.
+    EventLog,
+    /// Its replay gives the quoted values.
+    EventLogReplay,
+}
+
+impl Check {
+    /// The check as a sentence that is true if it passes.
+    #[must_use]
+    pub fn claim(self) -> &'static str {
+        match self {
+            Self::Evidence => "the device shows a quote",
+            Self::AttestationKey => "the device's attestation key is known",
+            Self::Structure => "the quote was made by a TPM",
+            Self::Kind => "it is a quote of PCRs",
+            Self::Signature => "it is signed by the device's attestation key",
+            Self::Nonce => "it answers this controller's question of just now",
+            Self::PcrSelection => "it speaks of the PCRs that were asked for",
+            Self::PcrDigest => "the PCR values are those that the TPM signed",
+            Self::EventLog => "the firmware's event log is readable",
+            Self::EventLogReplay => "the event log explains the PCR values",
+        }
+    }
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "camelCase")]
+pub enum Outcome {
+    /// As expected.
+    Pass,
+    /// Not as expected.
+    Fail {
+        /// What would have passed.
+        expected: String,
+        /// What was there.
+        seen: String,
+    },
+    /// Not checked.
+    NotApplicable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One check and how it came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The check.
+    pub check: Check,
+    /// How it came out.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What follows from all verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Conclusion {
+    /// Everything that had to pass passed.
+    Trusted,
+    /// The device has no TPM and says so: nothing is proven, nothing is refuted.
+    Unproven,
+    /// Something failed.
+    Refused,
+}
+
+/// All verdicts over one quote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// In the order in which they were reached; each check at most once.
+    pub verdicts: Vec<Verdict>,
+    /// Clock, counters and firmware of the TPM, if the quote could be read. To be believed only if nothing failed.
+    pub boot: Option<BootFacts>,
+}
+
+impl Report {
+    /// What follows. Trusted takes signature, nonce and PCRs; an event log may be missing, but not contradict.
+    #[must_use]
+    pub fn conclusion(&self) -> Conclusion {
+        let passed = |check| {
+            self.verdicts
+                .iter()
+                .any(|v| v.check == check && v.outcome == Outcome::Pass)
+        };
+        if self.failures().next().is_some() {
+            Conclusion::Refused
+        } else if [
+            Check::AttestationKey,
+            Check::Structure,
+            Check::Kind,
+            Check::Signature,
+            Check::Nonce,
+            Check::PcrSelection,
+            Check::PcrDigest,
+        ]
+        .into_iter()
+        .all(passed)
+        {
+            Conclusion::Trusted
+        } else {
+            Conclusion::Unproven
+        }
+    }
+
+    /// The verdicts that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts
+            .iter()
+            .filter(|v| matches!(v.outcome, Outcome::Fail { .. }))
+    }
+
+    /// True if the check is among those that failed.
+    #[must_use]
+    pub fn failed(&self, check: Check) -> bool {
+        self.failures().any(|verdict| verdict.check == check)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let claim = self.check.claim();
+        match &self.outcome {
+            Outcome::Pass => write!(f, "yes: {claim}"),
+            Outcome::Fail { expected, seen } => {
+                write!(f, "NO: {claim}; expected {expected}, seen {seen}")
+            }
+            Outcome::NotApplicable { reason } => write!(f, "not checked: {claim}; {reason}"),
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! The commands, a file each or a few of one kind in a file, and what they share: framing, authorization, retries.
+//!
+//! A command on the wire (TCG TPM 2.0 Library, part 1, 18):
+//!
+//! ```text
+//! tag u16 | length u32 | code u32 | handles u32... | [authorizations' length u32, authorizations] | parameters
+//! tag u16 | length u32 | response code u32 | [handle u32] | [parameters' length u32] parameters | [authorizations]
+//! ```
+//!
+//! An answer is taken apart strictly: its tag must be the command's, its lengths must add up, its authorization area
+//! must have as many entries as the command's, and every parser must use up its parameters.
+
+mod capability;
+mod credential;
+mod ecdh;
+mod key;
+mod nv;
+mod pcr;
+mod quote;
+mod random;
+mod session;
+mod sign;
+mod startup;
+
+use std::fmt;
+use std::sync::PoisonError;
+use std::thread;
+
+pub use capability::{Capabilities, Properties};
+pub use key::{KeyBlob, Object};
+pub use nv::NvPublic;
+pub use pcr::PcrSelection;
+pub use quote::Quoted;
+pub use session::Session;
+pub use startup::Startup;
+
+use super::rc::ResponseCode;
+use super::{Tpm, TpmError};
+use crate::wire::{Reader, WireError, Writer};
+
+/// TPM_ST_NO_SESSIONS and TPM_ST_SESSIONS.
+const TAG_PLAIN: u16 = 0x8001;
+const TAG_AUTHORIZED: u16 = 0x8002;
+/// TPM_RS_PW: the "session" of a password authorization.
+const PASSWORD_SESSION: u32 = 0x4000_0009;
+/// TPMA_SESSION: continueSession.
+const CONTINUE_SESSION: u8 = 1;
+/// Longest digest that any TPM algorithm has: SHA-512.
+const MAX_DIGEST: usize = 64;
+/// Longest of the other sized buffers that are read and kept or skipped.
+const MAX_BUFFER: usize = 2048;
+
+/// A command's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CommandCode(pub u32);
+
+impl CommandCode {
+    const EVICT_CONTROL: Self = Self(0x120);
+    const CREATE_PRIMARY: Self = Self(0x131);
+    const STARTUP: Self = Self(0x144);
+    const SHUTDOWN: Self = Self(0x145);
+    const ACTIVATE_CREDENTIAL: Self = Self(0x147);
+    const NV_READ: Self = Self(0x14e);
+    const POLICY_SECRET: Self = Self(0x151);
+    const CREATE: Self = Self(0x153);
+    const ECDH_ZGEN: Self = Self(0x154);
+    const LOAD: Self = Self(0x157);
+    const QUOTE: Self = Self(0x158);
+    const SIGN: Self = Self(0x15d);
+    const FLUSH_CONTEXT: Self = Self(0x165);
+    const MAKE_CREDENTIAL: Self = Self(0x168);
+    const NV_READ_PUBLIC: Self = Self(0x169);
+    const READ_PUBLIC: Self = Self(0x173);
+    const START_AUTH_SESSION: Self = Self(0x176);
+    const GET_CAPABILITY: Self = Self(0x17a);
+    const GET_RANDOM: Self = Self(0x17b);
+    const PCR_READ: Self = Self(0x17e);
+    const PCR_EXTEND: Self = Self(0x182);
+}
+
+impl fmt::Display for CommandCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Self::EVICT_CONTROL => "EvictControl",
+            Self::CREATE_PRIMARY => "CreatePrimary",
+            Self::STARTUP => "Startup",
+            Self::SHUTDOWN => "Shutdown",
+            Self::ACTIVATE_CREDENTIAL => "ActivateCredential",
+            Self::NV_READ => "NV_Read",
+            Self::POLICY_SECRET => "PolicySecret",
+            Self::CREATE => "Create",
+            Self::ECDH_ZGEN => "ECDH_ZGen",
+            Self::LOAD => "Load",
+            Self::QUOTE => "Quote",
+            Self::SIGN => "Sign",
+            Self::FLUSH_CONTEXT => "FlushContext",
+            Self::MAKE_CREDENTIAL => "MakeCredential",
+            Self::NV_READ_PUBLIC => "NV_ReadPublic",
+            Self::READ_PUBLIC => "ReadPublic",
+            Self::START_AUTH_SESSION => "StartAuthSession",
+            Self::GET_CAPABILITY => "GetCapability",
+            Self::GET_RANDOM => "GetRandom",
+            Self::PCR_READ => "PCR_Read",
+            Self::PCR_EXTEND => "PCR_Extend",
+            Self(other) => return write!(f, "{other:#x}"),
+        })
+    }
+}
+
+/// A handle: an object, a session, an NV index, a PCR or a hierarchy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Handle(pub u32);
+
+impl Handle {
+    /// TPM_RH_NULL: nothing.
+    pub const NULL: Self = Self(0x4000_0007);
+}
+
+/// A hierarchy of keys, each with a seed of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hierarchy {
+    /// The owner's: our keys.
+    Owner,
+    /// The TPM's maker's: the endorsement keys.
+    Endorsement,
+}
+
+impl Hierarchy {
+    fn handle(self) -> Handle {
+        Handle(match self {
+            Self::Owner => 0x4000_0001,
+            Self::Endorsement => 0x4000_000b,
+        })
+    }
+}
+
+/// How a command is authorized for one of its handles.
+#[derive(Debug, Clone, Copy)]
+enum Auth {
+    /// By the empty password.
+    Empty,
+    /// By a policy session whose policy is satisfied. The session stays loaded.
+    Policy(Handle),
+}
+
+/// A command about to be sent.
+struct Command {
+    code: CommandCode,
+    handles: Vec<Handle>,
+    auths: Vec<Auth>,
+    parameters: Writer,
+    answers_handle: bool,
+}
+
+impl Command {
+    fn new(code: CommandCode) -> Self {
+        Self {
+            code,
+            handles: vec![],
+            auths: vec![],
+            parameters: Writer::new(),
+            answers_handle: false,
+        }
+    }
+
+    /// Adds a handle that needs no authorization.
+    fn on(mut self, handle: Handle) -> Self {
+        self.handles.push(handle);
+        self
+    }
+
+    /// Adds a handle and its authorization. Handles with authorization come before those without (part 1, 18.7).
+    fn with(mut self, handle: Handle, auth: Auth) -> Self {
+        self.handles.push(handle);
+        self.auths.push(auth);
+        self
+    }
+
+    /// Writes parameters.
+    fn parameters(mut self, write: impl FnOnce(&mut Writer)) -> Self {
+        write(&mut self.parameters);
+        self
+    }
+
+    /// Says that the answer brings a handle.
+    fn answering_handle(mut self) -> Self {
+        self.answers_handle = true;
+        self
+    }
+
+    fn tag(&self) -> u16 {
+        if self.auths.is_empty() {
+            TAG_PLAIN
+        } else {
+            TAG_AUTHORIZED
+        }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut body = Writer::new();
+        for handle in &self.handles {
+            body.u32(handle.0);
+        }
+        if !self.auths.is_empty() {
+            let mut area = Writer::new();
+            for auth in &self.auths {
+                let (session, attributes) = match auth {
+                    Auth::Empty => (PASSWORD_SESSION, 0),
+                    Auth::Policy(session) => (session.0, CONTINUE_SESSION),
+                };
+                area.u32(session).sized(&[]).u8(attributes).sized(&[]);
+            }
+            body.u32(length(area.as_slice())).bytes(area.as_slice());
+        }
+        body.bytes(self.parameters.as_slice());
+
+        let mut message = Writer::new();
+        message
+            .u16(self.tag())
+            .u32(length(body.as_slice()).saturating_add(10))
+            .u32(self.code.0)
+            .bytes(body.as_slice());
+        message.into_bytes()
+    }
+}
+
+/// Nothing here comes near 4 GiB; a length that did would be refused by the transport.
+fn length(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+}
+
+/// An answer taken apart.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer<'a> {
+    Done {
+        handle: Option<Handle>,
+        parameters: &'a [u8],
+    },
+    Refused(ResponseCode),
+}
+
+/// Takes an answer apart. `tag`, `auths` and `handle` say what the command makes the answer look like.
+fn take_apart(bytes: &[u8], tag: u16, auths: usize, handle: bool) -> Result<Answer<'_>, WireError> {
+    let mut reader = Reader::new(bytes);
+    let seen_tag = reader.be16("tag")?;
+    let size = reader.be32("length")?;
+    if usize::try_from(size) != Ok(bytes.len()) {
+        return Err(WireError::Value {
+            field: "length",
+            value: size.into(),
+        });
+    }
+    let code = reader.be32("response code")?;
+    if code != 0 {
+        reader.end("refusal")?;
+        return Ok(Answer::Refused(ResponseCode(code)));
+    }
+    if seen_tag != tag {
+        return Err(WireError::Value {
+            field: "tag",
+            value: seen_tag.into(),
+        });
+    }
+    let handle = match handle {
+        true => Some(Handle(reader.be32("handle")?)),
+        false => None,
+    };
+    if auths == 0 {
+        let parameters = reader.bytes("parameters", reader.left())?;
+        return Ok(Answer::Done { handle, parameters });
+    }
+    let size = reader.be32("parameters' length")?;
+    let parameters = reader.bytes("parameters", usize::try_from(size).unwrap_or(usize::MAX))?;
+    for _ in 0..auths {
+        reader.sized("authorization's nonce", MAX_DIGEST)?;
+        reader.u8("authorization's attributes")?;
+        reader.sized("authorization's code", MAX_DIGEST)?;
+    }
+    reader.end("answer")?;
+    Ok(Answer::Done { handle, parameters })
+}
+
+impl Tpm {
+    /// Sends a command, again while the TPM is busy, and has `parse` read its answer's handle and parameters.
+    fn run<T>(
+        &self,
+        command: &Command,
+        parse: impl FnOnce(Option<Handle>, &mut Reader<'_>) -> Result<T, WireError>,
+    ) -> Result<T, TpmError> {
+        let (code, first) = (command.code, command.handles.first().map(|h| h.0));
+        let malformed = |source| TpmError::Malformed {
+            command: code,
+            handle: first,
+            source,
+        };
+        let message = command.to_bytes();
+        if message.len() > super::MAX_MESSAGE {
+            return Err(TpmError::TooLong {
+                command: code,
+                what: "the command",
+                size: message.len(),
+                limit: super::MAX_MESSAGE,
+            });
+        }
+        let mut attempt = 0_u32;
+        loop {
+            attempt += 1;
+            let bytes = self
+                .transport
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .exchange(&message)
+                .map_err(|source| TpmError::Transport {
+                    command: code,
+                    handle: first,
+                    source,
+                })?;
+            let answer = take_apart(
+                &bytes,
+                command.tag(),
+                command.auths.len(),
+                command.answers_handle,
+            )
+            .map_err(malformed)?;
+            match answer {
+                Answer::Refused(refusal) => match refusal.retry_after(attempt) {
+                    Some(wait) => {
+                        tracing::debug!("TPM command {code}: {refusal}; again in {wait:?}");
+                        thread::sleep(wait);
+                    }
+                    None => {
+                        return Err(TpmError::Refused {
+                            command: code,
+                            handle: first,
+                            code: refusal,
+                        });
+                    }
+                },
+                Answer::Done { handle, parameters } => {
+                    let mut reader = Reader::new(parameters);
+                    return parse(handle, &mut reader)
+                        .and_then(|value| reader.end("parameters").map(|()| value))
+                        .map_err(malformed);
+                }
+            }
+        }
+    }
+
+    /// Sends a command whose answer has no parameters.
+    fn run_silent(&self, command: &Command) -> Result<(), TpmError> {
+        self.run(command, |_, _| Ok(()))
+    }
+}
+
+/// A handle that `answering_handle` promised.
+fn promised(handle: Option<Handle>) -> Result<Handle, WireError> {
+    handle.ok_or(WireError::Short {
+        field: "handle",
+        needed: 4,
+        left: 0,
+    })
+}
+
+/// Refuses a value that is too long for its place in a command.
+fn fits(
+    command: CommandCode,
+    what: &'static str,
+    value: &[u8],
+    limit: usize,
+) -> Result<(), TpmError> {
+    if value.len() <= limit {
+        return Ok(());
+    }
+    Err(TpmError::TooLong {
+        command,
+        what,
+        size: value.len(),
+        limit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK_PLAIN: &[u8] = &[0x80, 0x01, 0, 0, 0, 12, 0, 0, 0, 0, 7, 8];
+    const OK_AUTHORIZED: &[u8] = &[
+        0x80, 0x02, 0, 0, 0, 25, 0, 0, 0, 0, 0x80, 0, 0, 1, 0, 0, 0, 2, 7, 8, 0, 0, 1, 0, 0,
+    ];
+
+    #[test]
+    fn answers_are_taken_apart() {
+        assert_eq!(
+            take_apart(OK_PLAIN, TAG_PLAIN, 0, false),
+            Ok(Answer::Done {
+                handle: None,
+                parameters: &[7, 8]
+            })
+        );
+        assert_eq!(
+            take_apart(OK_AUTHORIZED, TAG_AUTHORIZED, 1, true),
+            Ok(Answer::Done {
+                handle: Some(Handle(0x8000_0001)),
+                parameters: &[7, 8]
+            })
+        );
+        let refusal = [0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x21];
+        assert_eq!(
+            take_apart(&refusal, TAG_AUTHORIZED, 1, false),
+            Ok(Answer::Refused(ResponseCode(0x921)))
+        );
+    }
+
+    #[test]
+    fn answers_that_do_not_add_up_are_refused() {
+        for length in 0..OK_AUTHORIZED.len() {
+            assert!(
+                take_apart(&OK_AUTHORIZED[..length], TAG_AUTHORIZED, 1, true).is_err(),
+                "cut to {length}"
+            );
+        }
+        // The tag of a command without authorizations, one authorization too few, one too many.
+        assert!(take_apart(OK_AUTHORIZED, TAG_PLAIN, 0, true).is_err());
+        assert!(take_apart(OK_AUTHORIZED, TAG_AUTHORIZED, 2, true).is_err());
+        assert!(take_apart(OK_PLAIN, TAG_AUTHORIZED, 1, false).is_err());
+        // A parameter area longer than the answer.
+        let mut long = OK_AUTHORIZED.to_vec();
+        long[14] = 0xff;
+        assert!(take_apart(&long, TAG_AUTHORIZED, 1, true).is_err());
+        // A refusal with something behind it.
+        assert!(
+            take_apart(
+                &[0x80, 0x01, 0, 0, 0, 11, 0, 0, 9, 0x21, 0],
+                TAG_PLAIN,
+                0,
+                false
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn a_command_is_framed_as_the_specification_says() {
+        let command = Command::new(CommandCode::SIGN)
+            .with(Handle(0x8000_0000), Auth::Empty)
+            .parameters(|p| {
+                p.u8(0xaa);
+            });
+        assert_eq!(
+            command.to_bytes(),
+            [
+                0x80, 0x02, 0, 0, 0, 28, 0, 0, 0x01, 0x5d, 0x80, 0, 0, 0, 0, 0, 0, 9, 0x40, 0, 0,
+                9, 0, 0, 0, 0, 0, 0xaa
+            ]
+        );
+    }
+}
