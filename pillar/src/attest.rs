@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use onboarding::attest::device::{self, QuoteAnswer, Versions};
+use onboarding::attest::{AttestError, QuoteAnswer, Versions, device};
 use protocol::eve::attest::{ZAttestReq, ZAttestResponse};
 use protocol::paths;
 
@@ -42,7 +42,7 @@ pub enum Error {
     Connection(#[from] conn::Error),
     /// TPM or answer are not what they should be.
     #[error("attestation: {0}")]
-    Attest(#[from] device::AttestError),
+    Attest(#[from] AttestError),
     /// The controller says no.
     #[error("attestation: the controller refuses this device's boot state; it shows which check failed")]
     Refused,
@@ -159,7 +159,7 @@ async fn ask(ctx: &Context, path: &str, request: ZAttestReq) -> Result<ZAttestRe
 /// Has the TPM quote; it takes its time.
 async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
     let identity = ctx.identity.clone();
-    let versions = Versions { image: ctx.version.clone(), firmware: ctx.machine.bios_version.clone() };
+    let versions = Versions { system: ctx.version.clone(), firmware: ctx.machine.firmware() };
     let request = tokio::task::spawn_blocking(move || {
         let log = event_log(Path::new(EVENT_LOG));
         device::quote_request(&identity, &nonce, &versions, log.as_deref())

@@ -21,7 +21,6 @@ use onboarding::registration::{self, OnboardingKey};
 use prost::Message as _;
 use protocol::eve::uuid::{UuidRequest, UuidResponse};
 use protocol::ids::DeviceId;
-use protocol::keys::CertHash;
 use protocol::paths;
 
 use crate::backoff::Backoff;
@@ -164,10 +163,10 @@ async fn register(ctx: &Context, certificate: &str, key: &str) -> Result<u16, Er
     let onboarding_error = |error: &dyn std::fmt::Display| Error::Onboarding(error.to_string());
     let signer = OnboardingKey::from_pem(certificate, key).map_err(|error| onboarding_error(&error))?;
     let soft_serial = ctx.bundle.soft_serial.as_deref().unwrap_or_default();
-    let message = registration::message(ctx.identity.device_certificate(), &ctx.machine.serial, soft_serial)
+    let device = ctx.identity.device_certificate();
+    let message = registration::message(device, &registration::serial(&ctx.machine, device), soft_serial)
         .map_err(|error| onboarding_error(&error))?;
-    let der = protocol::keys::pem_to_der(certificate.as_bytes()).map_err(|error| onboarding_error(&error))?;
     let sender =
-        Sender { signer: Arc::new(signer), hash: CertHash::of_der(&der), certificate: Some(certificate.to_owned()) };
+        Sender { hash: signer.hash(), certificate: Some(signer.certificate_pem().to_owned()), signer: Arc::new(signer) };
     Ok(ctx.conn.post_as(sender, paths::REGISTER, message.encode_to_vec()).await?.status)
 }

@@ -94,7 +94,10 @@ impl Hardware {
                 product_name: machine.product.clone(),
                 serial_number: machine.serial.clone(),
                 uuid: machine.uuid.clone(),
-                bios_version: machine.bios_version.clone(),
+                version: machine.version.clone(),
+                bios_vendor: machine.firmware_vendor.clone(),
+                bios_version: machine.firmware_version.clone(),
+                bios_release_date: machine.firmware_date.clone(),
                 ..ZInfoManufacturer::default()
             },
             version: version.to_owned(),

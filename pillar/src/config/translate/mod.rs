@@ -126,7 +126,7 @@ impl Work<'_> {
             Err(message) => return fault(Object::Nameless, message),
         };
         let translated = translate(self);
-        let mut fault = |message| {
+        let fault = |message| {
             self.out.faults.push(Fault { object: object(id), name: name.to_owned(), message });
         };
         let map = map(&mut self.out.desired);

@@ -1,0 +1,225 @@
+//! The link: one WebSocket to the controller, so that a change is acted on at once, and consoles open without a port.
+//!
+//! ```text
+//!   Waiting --connected, nonce heard, proof sent--> Open --configChanged--> the config loop asks now
+//!      ^                                             | '----openConsole----> a console of its own (console.rs)
+//!      '--- closed, silent for 75 s, refused --------'
+//! ```
+//!
+//! Nothing depends on it: a device without link polls. A controller that has no link (EVE's have none) answers with a
+//! status that is no upgrade, and is asked again rarely.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use protocol::link::{CLOSE_REFUSED, MAX_MESSAGE, PING_INTERVAL, PROOF_TIMEOUT, Proof, SILENCE_LIMIT, ServerMessage};
+use protocol::paths;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::{self, Message, protocol::WebSocketConfig};
+
+use crate::backoff::Backoff;
+use crate::conn::{Connection, chain};
+use crate::console;
+use crate::context::Context;
+
+/// A WebSocket over TLS to the controller.
+pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+const DIAL: Duration = Duration::from_secs(15);
+/// Delays between tries.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Delay after a controller that has no link.
+const NO_LINK: Duration = Duration::from_secs(900);
+/// Consoles open at the same time; more are not served.
+const MAX_CONSOLES: usize = 16;
+
+/// Why there is no WebSocket.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The controller cannot be reached.
+    #[error("{operation} {url}: {reason}")]
+    Connect {
+        /// Which step.
+        operation: &'static str,
+        /// Where to.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// It answered with something else.
+    #[error("{url} answered {status} instead of opening a WebSocket")]
+    NoUpgrade {
+        /// What was asked.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// It took too long.
+    #[error("{operation} {url}: no answer in time")]
+    Timeout {
+        /// Which step.
+        operation: &'static str,
+        /// Where to.
+        url: String,
+    },
+    /// What came is not what should.
+    #[error("link: {0}")]
+    Message(String),
+    /// The connection broke.
+    #[error("link: {0}")]
+    Broken(#[from] tungstenite::Error),
+    /// The controller does not believe who we are.
+    #[error("link: the controller refused this device's proof")]
+    Refused,
+    /// The device cannot sign.
+    #[error(transparent)]
+    Sign(#[from] crate::conn::Error),
+}
+
+/// Opens a WebSocket to a path of the controller.
+///
+/// # Errors
+/// [`Error`]; nothing takes longer than 15 s a step.
+pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
+    let server = conn.server();
+    let url = format!("wss://{}{path}", server.authority());
+    let failed = |operation, reason| Error::Connect { operation, url: url.clone(), reason };
+    let late = |operation| Error::Timeout { operation, url: url.clone() };
+    let bare = server.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let tcp = timeout(DIAL, TcpStream::connect((bare.as_str(), server.port)))
+        .await
+        .map_err(|_| late("connecting to"))?
+        .map_err(|error| failed("connecting to", error.to_string()))?;
+    // Console keys are single bytes.
+    tcp.set_nodelay(true).map_err(|error| failed("connecting to", error.to_string()))?;
+    let name = ServerName::try_from(bare).map_err(|error| failed("naming", error.to_string()))?;
+    let tls = timeout(DIAL, TlsConnector::from(conn.tls()).connect(name, tcp))
+        .await
+        .map_err(|_| late("TLS to"))?
+        .map_err(|error| failed("TLS to", error.to_string()))?;
+    let mut limits = WebSocketConfig::default();
+    limits.read_buffer_size = 4 * 1024;
+    limits.write_buffer_size = 0;
+    limits.max_write_buffer_size = 256 * 1024;
+    limits.max_message_size = Some(64 * 1024);
+    limits.max_frame_size = Some(64 * 1024);
+    let upgrade = tokio_tungstenite::client_async_with_config(&url, tls, Some(limits));
+    match timeout(DIAL, upgrade).await.map_err(|_| late("opening"))? {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(response)) => {
+            Err(Error::NoUpgrade { url: url.clone(), status: response.status().as_u16() })
+        }
+        Err(error) => Err(failed("opening", chain(&error))),
+    }
+}
+
+/// Keeps the link open for as long as the agent lives.
+///
+/// # Errors
+/// Never; the type is what the supervisor wants.
+pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        let opened = Instant::now();
+        let error = match session(&ctx).await {
+            Ok(()) => "closed by the controller".to_owned(),
+            Err(Error::NoUpgrade { url, status: status @ (404 | 405 | 501) }) => {
+                tracing::info!(url, status, "this controller has no link; configs are polled");
+                tokio::time::sleep(NO_LINK).await;
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::debug!(error, "link ended");
+        if opened.elapsed() > SILENCE_LIMIT {
+            backoff.reset();
+        }
+        let mut contact = ctx.contact.subscribe();
+        let down = !contact.borrow_and_update().up;
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            // Whoever reaches the controller first wakes the link too.
+            _ = contact.wait_for(|contact| contact.up), if down => {}
+        }
+    }
+}
+
+/// One connection, until it ends.
+async fn session(ctx: &Arc<Context>) -> Result<(), Error> {
+    let device = ctx.device_id().await;
+    let mut socket = connect(&ctx.conn, paths::LINK).await?;
+    let hello = timeout(PROOF_TIMEOUT, socket.next())
+        .await
+        .map_err(|_| Error::Timeout { operation: "waiting for", url: paths::LINK.to_owned() })?;
+    let nonce = match hello {
+        Some(Ok(Message::Text(text))) => match read(&text)? {
+            ServerMessage::Hello { nonce } => nonce,
+            other => return Err(Error::Message(format!("expected a hello, got {other:?}"))),
+        },
+        Some(Ok(_)) | None => return Err(Error::Message("expected a hello".to_owned())),
+        Some(Err(error)) => return Err(error.into()),
+    };
+    let time = i64::try_from(ctx.clock.seconds()).unwrap_or(i64::MAX);
+    let proof = serde_json::to_vec(&Proof { device, time, nonce }).map_err(|error| Error::Message(error.to_string()))?;
+    socket.send(Message::Binary(ctx.conn.seal(proof).await?.into())).await?;
+    // What changed before the link was there was not told.
+    ctx.poll.notify_one();
+
+    let mut consoles = JoinSet::new();
+    let mut heard = Instant::now();
+    let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+    loop {
+        tokio::select! {
+            message = socket.next() => {
+                heard = Instant::now();
+                match message {
+                    Some(Ok(Message::Text(text))) => act(ctx, read(&text)?, &mut consoles),
+                    Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == CLOSE_REFUSED => {
+                        return Err(Error::Refused);
+                    }
+                    Some(Ok(Message::Close(_))) | None => return Ok(()),
+                    // Pings are answered by the library.
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(error.into()),
+                }
+            }
+            _ = ping.tick() => {
+                if heard.elapsed() > SILENCE_LIMIT {
+                    return Err(Error::Message("silent for too long".to_owned()));
+                }
+                socket.send(Message::Ping(Vec::new().into())).await?;
+            }
+            Some(_) = consoles.join_next() => {}
+        }
+    }
+}
+
+fn read(text: &str) -> Result<ServerMessage, Error> {
+    if text.len() > MAX_MESSAGE {
+        return Err(Error::Message(format!("a message of {} bytes", text.len())));
+    }
+    ServerMessage::from_text(text).map_err(|error| Error::Message(error.to_string()))
+}
+
+fn act(ctx: &Arc<Context>, message: ServerMessage, consoles: &mut JoinSet<()>) {
+    match message {
+        ServerMessage::ConfigChanged => ctx.poll.notify_one(),
+        ServerMessage::OpenConsole { session, app } if consoles.len() < MAX_CONSOLES => {
+            let ctx = ctx.clone();
+            consoles.spawn(async move {
+                if let Err(error) = console::serve(&ctx, session, app).await {
+                    tracing::warn!(%app, %error, "console");
+                }
+            });
+        }
+        ServerMessage::OpenConsole { app, .. } => tracing::warn!(%app, "too many consoles are open"),
+        ServerMessage::Hello { .. } | ServerMessage::Unknown => {}
+    }
+}
