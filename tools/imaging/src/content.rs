@@ -88,21 +88,38 @@ pub fn write_volume(
         };
         copy_content(content, out, step)
     });
-    match written {
-        Ok(()) => Ok(plan.written_len()),
-        Err(WriteError::Content(error)) => Err(error),
-        Err(WriteError::Target(source)) => Err(Error::Io {
-            operation: "write",
-            path: PathBuf::from(target),
-            source,
-        }),
-    }
+    written
+        .map(|()| plan.written_len())
+        .map_err(|error| error.into_error(target))
+}
+
+/// Writes one file's bytes to `out`; `target` names in errors what is written to. `step` is told the size of each piece.
+pub fn copy(
+    content: &Content,
+    out: &mut dyn Write,
+    target: &str,
+    step: &mut dyn FnMut(u64),
+) -> Result<(), Error> {
+    copy_content(content, out, step).map_err(|error| error.into_error(target))
 }
 
 /// Tells a broken source from a broken target.
 enum WriteError {
     Content(Error),
     Target(io::Error),
+}
+
+impl WriteError {
+    fn into_error(self, target: &str) -> Error {
+        match self {
+            Self::Content(error) => error,
+            Self::Target(source) => Error::Io {
+                operation: "write",
+                path: PathBuf::from(target),
+                source,
+            },
+        }
+    }
 }
 
 impl From<io::Error> for WriteError {
