@@ -13,8 +13,8 @@ use crate::meta::{Condition, is_dns_label};
 use crate::object::object;
 use crate::problem::FieldError;
 
-/// Most virtual processors of an app.
-const MAX_CPUS: u32 = 64;
+/// Most virtual processors of an app: what the device's monitor takes.
+const MAX_CPUS: u32 = 16;
 /// Least memory of an app: a kernel and an init still start in it, in MiB.
 const MIN_MEMORY_MIB: u64 = 32;
 /// Most memory of an app, in MiB: what `VmConfig.memory`, 32 bits of KiB, can say.
@@ -111,7 +111,7 @@ pub enum DiskFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resources {
-    /// Virtual processors, 1 to 64.
+    /// Virtual processors, 1 to 16.
     #[serde(default = "default_cpus")]
     pub cpus: u32,
     /// Memory in MiB, from 32.
@@ -195,6 +195,9 @@ pub struct AppStatus {
     /// Memory in use, in KiB, as the device measured it last.
     #[serde(rename = "memoryUsedKiB", skip_serializing_if = "Option::is_none")]
     pub memory_used_kib: Option<u64>,
+    /// Memory of its monitor itself, without the guest's, in KiB.
+    #[serde(rename = "monitorMemoryKiB", skip_serializing_if = "Option::is_none")]
+    pub monitor_memory_kib: Option<u64>,
     /// When it was started last, by the device's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]

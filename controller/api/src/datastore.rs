@@ -25,7 +25,7 @@ pub struct DatastoreSpec {
     /// What sort of place.
     #[serde(rename = "type", default)]
     pub kind: DatastoreType,
-    /// `docker://host` or `docker://host:port` for TLS, `http://host:port` for a registry without TLS, as seen from the devices.
+    /// `docker://host` or `docker://host:port`, as seen from the devices; always TLS.
     pub url: String,
     /// Further roots to trust for it, PEM, besides those of the web.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,23 +49,16 @@ pub struct DatastoreStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// A registry's address.
+/// A registry's address: `docker://host` or `docker://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryUrl {
-    /// Whether to speak TLS.
-    pub tls: bool,
     /// `host` or `host:port`.
     pub authority: String,
 }
 
 impl fmt::Display for RegistryUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{}://{}",
-            if self.tls { "docker" } else { "http" },
-            self.authority
-        )
+        write!(out, "docker://{}", self.authority)
     }
 }
 
@@ -73,11 +66,9 @@ impl FromStr for RegistryUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (tls, rest) = match text.split_once("://") {
-            Some(("docker" | "https", rest)) => (true, rest),
-            Some(("http", rest)) => (false, rest),
-            _ => return Err(format!("`{text}` must begin with docker:// or http://")),
-        };
+        let rest = text
+            .strip_prefix("docker://")
+            .ok_or_else(|| format!("`{text}` must begin with docker://"))?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !authority.ends_with(']') => (host, Some(port)),
@@ -93,7 +84,7 @@ impl FromStr for RegistryUrl {
                     && host.len() <= 253
                     && host
                         .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
             }
         };
         if !host_fits {
@@ -105,7 +96,6 @@ impl FromStr for RegistryUrl {
             ));
         }
         Ok(Self {
-            tls,
             authority: authority.to_owned(),
         })
     }

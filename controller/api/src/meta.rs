@@ -34,7 +34,8 @@ pub struct ObjectMeta {
     /// Counts changes of the spec, from 1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation: u64,
-    /// Changes with every write; opaque. Given with `PUT` it must be the stored one, or the write is refused with 409.
+    /// Changes with every write of metadata or spec (not of status); opaque. Given with `PUT` it must be the stored one, or the write
+    /// is refused with 409.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub resource_version: String,
     /// When the object was made.

@@ -23,9 +23,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use prost::Message;
-use protocol::envelope::{self, SenderHash, SoftwareSigner};
-use protocol::eve::certs::{ZCert, ZCertType, ZControllerCert};
-use protocol::eve::common::HashAlgorithm;
+use protocol::certs;
+use protocol::envelope;
+use protocol::eve::certs::ZControllerCert;
+use protocol::keys::{CertHash, SoftwareSigner, sha256};
 use thiserror::Error;
 
 pub use files::write_secret;
@@ -77,7 +78,7 @@ pub struct Pki {
     tls: Pair,
     onboard: Pair,
     signer: SoftwareSigner,
-    sender: SenderHash,
+    sender: CertHash,
     config_hash: String,
 }
 
@@ -101,10 +102,10 @@ impl Pki {
                 reason: error.to_string(),
             }
         })?;
-        let sender = SenderHash::of_pem_text(signing.certificate_pem.as_bytes());
+        let sender = CertHash::of_pem_text(signing.certificate_pem.as_bytes());
         let mut both = signing.certificate_pem.clone().into_bytes();
         both.extend_from_slice(ecdh.certificate_pem.as_bytes());
-        let config_hash = URL_SAFE_NO_PAD.encode(envelope::sha256(&both));
+        let config_hash = URL_SAFE_NO_PAD.encode(sha256(&both));
         Ok(Self {
             root,
             signing,
@@ -139,22 +140,11 @@ impl Pki {
 
     /// Answer to `/certs`, not yet sealed.
     pub fn controller_certificates(&self) -> ZControllerCert {
-        let certificate = |kind: ZCertType, pair: &Pair| {
-            let pem = pair.certificate_pem.as_bytes();
-            ZCert {
-                hash_algo: HashAlgorithm::Sha25616bytes.into(),
-                cert_hash: envelope::sha256(pem).into_iter().take(16).collect(),
-                r#type: kind.into(),
-                cert: pem.to_vec(),
-                ..ZCert::default()
-            }
-        };
-        ZControllerCert {
-            certs: vec![
-                certificate(ZCertType::CertTypeControllerSigning, &self.signing),
-                certificate(ZCertType::CertTypeControllerEcdhExchange, &self.ecdh),
-            ],
-        }
+        certs::build(
+            &self.signing.certificate_pem,
+            &[&self.ecdh.certificate_pem],
+            &[],
+        )
     }
 
     /// Signs a message to a device.

@@ -72,7 +72,7 @@ pub async fn insert(connection: &mut Connection, identity: &Identity) -> Result<
     )
     .bind(identity.device.to_string())
     .bind(&identity.certificate)
-    .bind(protocol::envelope::sha256(&identity.certificate).as_slice())
+    .bind(protocol::keys::sha256(&identity.certificate).as_slice())
     .bind(identity.onboarding_hash.as_slice())
     .bind(&identity.serial)
     .bind(&identity.soft_serial)
@@ -89,7 +89,7 @@ pub async fn by_certificate(
 ) -> Result<Option<Uuid>, StoreError> {
     let found: Option<String> =
         sqlx::query_scalar("SELECT device FROM identities WHERE certificate_hash = $1")
-            .bind(protocol::envelope::sha256(certificate).as_slice())
+            .bind(protocol::keys::sha256(certificate).as_slice())
             .fetch_optional(connection)
             .await
             .tried(ACTION)?;

@@ -27,7 +27,7 @@ pub async fn append(
     let size = i64::try_from(body.len()).unwrap_or(i64::MAX);
     let done = sqlx::query("INSERT INTO logs (owner, digest, size, body) VALUES ($1, $2, $3, $4) ON CONFLICT (owner, digest) DO NOTHING")
         .bind(owner.to_string())
-        .bind(protocol::envelope::sha256(body).as_slice())
+        .bind(protocol::keys::sha256(body).as_slice())
         .bind(size)
         .bind(body)
         .execute(&mut *connection)
