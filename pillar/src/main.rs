@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 const USAGE: &str = "\
-usage: pillar run [options]
+usage: pillar [run] [options]
 
   --config DIR   what the installer stick brought (/config)
   --persist DIR  what outlives a power cut (/persist)
@@ -36,14 +36,18 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("run") => {}
+    let mut arguments = std::env::args().skip(1).peekable();
+    match arguments.peek().map(String::as_str) {
+        Some("run") => drop(arguments.next()),
         Some("--version") => {
             println!("pillar {}", env!("CARGO_PKG_VERSION"));
             return Ok(());
         }
-        _ => bail!("{USAGE}"),
+        Some("--help") => {
+            println!("{USAGE}");
+            return Ok(());
+        }
+        _ => {}
     }
     let (options, status_file) = options(arguments)?;
     log_to_stderr();

@@ -34,7 +34,7 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
     let mut processes = vec![process(own_pid, "pillar", memory, boot)];
     let mut items = Vec::new();
     if let Some(pss) = procfs::pss(own_pid) {
-        items.push(item("skerry.pillar.pssBytes".to_owned(), MetricItemValue::Uint64Value(pss)));
+        items.push(item(format!("skerry.process.{own_pid}.pssBytes"), MetricItemValue::Uint64Value(pss)));
     }
     let mut apps = Vec::new();
     for (id, status) in &observed.apps {
@@ -45,7 +45,7 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
         if let (Some(pid), false) = (status.pid, native) {
             processes.push(process(pid, "skerry-vmm", memory, boot));
             if let Some(own) = procfs::monitor_own(pid) {
-                items.push(item(format!("skerry.app.{id}.monitorBytes"), MetricItemValue::Uint64Value(own)));
+                items.push(item(format!("skerry.process.{pid}.pssBytes"), MetricItemValue::Uint64Value(own)));
             }
         }
     }
