@@ -1,0 +1,259 @@
+//! Reads a machine's description and checks what its types cannot say.
+
+use std::path::{Path, PathBuf};
+
+use hypervisor_api::config::{Boot, VmConfig};
+
+use crate::arch::layout::COMMAND_LINE_MAX;
+use crate::pci::MAX_FUNCTIONS;
+
+/// Most vCPUs that a machine can have.
+pub const MAX_VCPUS: u8 = 16;
+/// Least memory that a machine can have, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 16;
+/// Most memory that a machine can have, in MiB: 1 TiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Longest serial of a disk, in bytes.
+const SERIAL_MAX: usize = 20;
+
+/// A description that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("reading {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not JSON, or not of the right form.
+    #[error("{path} is not a machine description: {source}")]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A value is out of bounds.
+    #[error("{path}: {field} {problem}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which field, as a path into the JSON.
+        field: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+}
+
+/// Reads and checks the description in `path`.
+pub fn load(path: &Path) -> Result<VmConfig, ConfigError> {
+    let bytes = std::fs::read(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&bytes, path)
+}
+
+/// Checks a description that was read from `path` (which is only named in errors).
+pub fn parse(bytes: &[u8], path: &Path) -> Result<VmConfig, ConfigError> {
+    let config: VmConfig = serde_json::from_slice(bytes).map_err(|source| ConfigError::Form {
+        path: path.to_owned(),
+        source,
+    })?;
+    check(&config).map_err(|(field, problem)| ConfigError::Value {
+        path: path.to_owned(),
+        field,
+        problem,
+    })?;
+    Ok(config)
+}
+
+fn check(config: &VmConfig) -> Result<(), (String, String)> {
+    let wrong = |field: &str, problem: String| Err((field.to_owned(), problem));
+    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+        return wrong(
+            "vcpus",
+            format!("is {}, must be 1 to {MAX_VCPUS}", config.vcpus),
+        );
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&config.memory_mib) {
+        let problem = format!(
+            "is {}, must be {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}",
+            config.memory_mib
+        );
+        return wrong("memoryMib", problem);
+    }
+    let Boot::Kernel { cmdline, .. } = &config.boot;
+    if cmdline.len() > COMMAND_LINE_MAX || cmdline.contains('\0') {
+        let problem = format!(
+            "has {} bytes, must have at most {COMMAND_LINE_MAX} and no zero byte",
+            cmdline.len()
+        );
+        return wrong("boot.cmdline", problem);
+    }
+    let functions = config.disks.len()
+        + config.nets.len()
+        + config.consoles.len()
+        + usize::from(config.vsock.is_some())
+        + usize::from(config.rng);
+    if functions > MAX_FUNCTIONS {
+        let problem =
+            format!("together are {functions} devices, the bus has {MAX_FUNCTIONS} slots");
+        return wrong("disks, nets, consoles, vsock and rng", problem);
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        if let Some(serial) = &disk.serial
+            && (serial.len() > SERIAL_MAX || !serial.is_ascii())
+        {
+            let problem = format!("is {serial:?}, must be at most {SERIAL_MAX} bytes of ASCII");
+            return wrong(&format!("disks[{index}].serial"), problem);
+        }
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        match parse_mac(&net.mac) {
+            None => {
+                let problem = format!("is {:?}, must be six bytes like 02:00:00:00:00:01", net.mac);
+                return wrong(&format!("nets[{index}].mac"), problem);
+            }
+            Some(mac) if mac[0] & 1 != 0 => {
+                let problem = format!(
+                    "is {:?}, a group address; the first byte must be even",
+                    net.mac
+                );
+                return wrong(&format!("nets[{index}].mac"), problem);
+            }
+            Some(_) => {}
+        }
+        // Linux refuses a smaller one for Ethernet.
+        if net.mtu.is_some_and(|mtu| mtu < 68) {
+            return wrong(
+                &format!("nets[{index}].mtu"),
+                "must be at least 68".to_owned(),
+            );
+        }
+    }
+    if let Some(vsock) = &config.vsock
+        && (vsock.cid < 3 || vsock.cid == u32::MAX)
+    {
+        let problem = format!("is {}, must be at least 3 and not 4294967295", vsock.cid);
+        return wrong("vsock.cid", problem);
+    }
+    Ok(())
+}
+
+/// The six bytes of a hardware address in the form `02:00:00:00:00:01`.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next()?;
+        if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(change: &str) -> String {
+        let base = r#"{"name":"a","vcpus":1,"memoryMib":64,
+            "boot":{"kind":"kernel","kernel":"/k"},"controlSocket":"/c" REST}"#;
+        parse(
+            base.replace("REST", change).as_bytes(),
+            Path::new("vm.json"),
+        )
+        .map_or_else(|error| error.to_string(), |_| "fine".to_owned())
+    }
+
+    #[test]
+    fn the_smallest_description_is_enough() {
+        assert_eq!(with(""), "fine");
+    }
+
+    #[test]
+    fn errors_name_the_file_the_field_and_what_is_expected() {
+        for (change, expected) in [
+            (
+                r#","disks":[{"path":"/d","format":"raw","readOnly":true}]"#,
+                "unknown field `readOnly`",
+            ),
+            (
+                r#","disks":[{"path":"/d","format":"vmdk"}]"#,
+                "unknown variant `vmdk`",
+            ),
+            (
+                r#","disks":[{"path":"/d","format":"raw","serial":"123456789012345678901"}]"#,
+                "vm.json: disks[0].serial is \"123456789012345678901\", must be at most 20 bytes",
+            ),
+            (
+                r#","nets":[{"tap":"t","mac":"02:00:00:00:00"}]"#,
+                "nets[0].mac is \"02:00:00:00:00\"",
+            ),
+            (
+                r#","nets":[{"tap":"t","mac":"01:00:00:00:00:01"}]"#,
+                "a group address",
+            ),
+            (
+                r#","nets":[{"tap":"t","mac":"02:00:00:00:00:01","mtu":10}]"#,
+                "nets[0].mtu must be",
+            ),
+            (
+                r#","vsock":{"cid":2,"socket":"/v"}"#,
+                "vsock.cid is 2, must be at least 3",
+            ),
+        ] {
+            let message = with(change);
+            assert!(message.contains(expected), "{message}");
+            assert!(message.contains("vm.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_bounds() {
+        let config = |vcpus: u32, memory: u32, line: usize| {
+            let text = format!(
+                r#"{{"name":"a","vcpus":{vcpus},"memoryMib":{memory},"controlSocket":"/c",
+                "boot":{{"kind":"kernel","kernel":"/k","cmdline":"{}"}}}}"#,
+                "x".repeat(line)
+            );
+            parse(text.as_bytes(), Path::new("f")).map_err(|error| error.to_string())
+        };
+        assert!(config(16, 16, 2047).is_ok());
+        assert!(
+            config(17, 64, 0)
+                .unwrap_err()
+                .contains("vcpus is 17, must be 1 to 16")
+        );
+        assert!(config(0, 64, 0).unwrap_err().contains("vcpus is 0"));
+        assert!(
+            config(1, 15, 0)
+                .unwrap_err()
+                .contains("memoryMib is 15, must be 16 to")
+        );
+        assert!(
+            config(1, 64, 2048)
+                .unwrap_err()
+                .contains("boot.cmdline has 2048 bytes")
+        );
+    }
+
+    #[test]
+    fn hardware_addresses_are_six_pairs() {
+        assert_eq!(parse_mac("02:00:0a:fF:00:01"), Some([2, 0, 10, 255, 0, 1]));
+        for wrong in [
+            "",
+            "02:00:0a:ff:00:01:02",
+            "2:0:a:ff:0:1",
+            "02-00-0a-ff-00-01",
+            "+2:00:00:00:00:00",
+        ] {
+            assert_eq!(parse_mac(wrong), None, "{wrong}");
+        }
+    }
+}
