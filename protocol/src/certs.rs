@@ -36,7 +36,9 @@ pub enum CertsError {
     #[error("reading the controller's certificates: {0}")]
     Limits(String),
     /// A certificate of a kind that no controller has.
-    #[error("reading the controller's certificates: certificate {hash} is of type {kind}; a controller has types 1 (signing), 2 (intermediate) and 3 (key exchange)")]
+    #[error(
+        "reading the controller's certificates: certificate {hash} is of type {kind}; a controller has types 1 (signing), 2 (intermediate) and 3 (key exchange)"
+    )]
     Kind {
         /// `certHash`, in hexadecimal.
         hash: String,
@@ -44,7 +46,9 @@ pub enum CertsError {
         kind: i32,
     },
     /// None or several to sign, or none to agree on keys.
-    #[error("reading the controller's certificates: {signing} signing certificates and {exchange} for key exchange; exactly one and at least one are needed")]
+    #[error(
+        "reading the controller's certificates: {signing} signing certificates and {exchange} for key exchange; exactly one and at least one are needed"
+    )]
     Set {
         /// How many of type 1.
         signing: usize,
@@ -66,7 +70,9 @@ pub enum CertsError {
     #[error("reading the controller's certificates: certHash has {0} bytes instead of 16 or 32")]
     Hash(usize),
     /// The chain does not lead to the root, or is not valid at this time.
-    #[error("checking the controller's {what} certificate against the root certificate, at {now} s since 1970: {reason}")]
+    #[error(
+        "checking the controller's {what} certificate against the root certificate, at {now} s since 1970: {reason}"
+    )]
     Chain {
         /// "signing" or "key exchange".
         what: &'static str,
@@ -96,8 +102,16 @@ pub fn certificate(kind: ZCertType, pem: &[u8], attributes: Option<ZCertAttr>) -
 pub fn build(signing: &str, exchange: &[&str], intermediates: &[&str]) -> ZControllerCert {
     let one = |kind, pem: &str| certificate(kind, pem.trim().as_bytes(), None);
     let mut certs = vec![one(ZCertType::CertTypeControllerSigning, signing)];
-    certs.extend(intermediates.iter().map(|pem| one(ZCertType::CertTypeControllerIntermediate, pem)));
-    certs.extend(exchange.iter().map(|pem| one(ZCertType::CertTypeControllerEcdhExchange, pem)));
+    certs.extend(
+        intermediates
+            .iter()
+            .map(|pem| one(ZCertType::CertTypeControllerIntermediate, pem)),
+    );
+    certs.extend(
+        exchange
+            .iter()
+            .map(|pem| one(ZCertType::CertTypeControllerEcdhExchange, pem)),
+    );
     ZControllerCert { certs }
 }
 
@@ -126,9 +140,16 @@ impl ControllerCerts {
     ///
     /// # Errors
     /// [`CertsError`], naming the certificate and the step.
-    pub fn verify(set: &ZControllerCert, roots_pem: &[u8], now: SystemTime) -> Result<Self, CertsError> {
+    pub fn verify(
+        set: &ZControllerCert,
+        roots_pem: &[u8],
+        now: SystemTime,
+    ) -> Result<Self, CertsError> {
         if set.certs.len() > MAX_CERTIFICATES {
-            return Err(CertsError::Limits(format!("{} are more than {MAX_CERTIFICATES}", set.certs.len())));
+            return Err(CertsError::Limits(format!(
+                "{} are more than {MAX_CERTIFICATES}",
+                set.certs.len()
+            )));
         }
         let mut signing = Vec::new();
         let mut exchange = Vec::new();
@@ -141,36 +162,61 @@ impl ControllerCerts {
                 )));
             }
             let der = |what| {
-                pem_to_der(&cert.cert).map(CertificateDer::from).map_err(|source| CertsError::Key { what, source })
+                pem_to_der(&cert.cert)
+                    .map(CertificateDer::from)
+                    .map_err(|source| CertsError::Key { what, source })
             };
             match cert.r#type() {
                 ZCertType::CertTypeControllerSigning => signing.push((cert, der("signing")?)),
-                ZCertType::CertTypeControllerEcdhExchange => exchange.push((cert, der("key exchange")?)),
-                ZCertType::CertTypeControllerIntermediate => intermediates.push(der("intermediate")?),
-                _ => return Err(CertsError::Kind { hash: hex::encode(&cert.cert_hash), kind: cert.r#type }),
+                ZCertType::CertTypeControllerEcdhExchange => {
+                    exchange.push((cert, der("key exchange")?))
+                }
+                ZCertType::CertTypeControllerIntermediate => {
+                    intermediates.push(der("intermediate")?)
+                }
+                _ => {
+                    return Err(CertsError::Kind {
+                        hash: hex::encode(&cert.cert_hash),
+                        kind: cert.r#type,
+                    });
+                }
             }
         }
         let [(signing, signing_der)] = signing.as_slice() else {
-            return Err(CertsError::Set { signing: signing.len(), exchange: exchange.len() });
+            return Err(CertsError::Set {
+                signing: signing.len(),
+                exchange: exchange.len(),
+            });
         };
         if exchange.is_empty() {
-            return Err(CertsError::Set { signing: 1, exchange: 0 });
+            return Err(CertsError::Set {
+                signing: 1,
+                exchange: 0,
+            });
         }
         let roots = roots(roots_pem)?;
         check_chain("signing", signing_der, &intermediates, &roots, now)?;
-        let signing = Certificate::of_controller_pem(&signing.cert)
-            .map_err(|source| CertsError::Key { what: "signing", source })?;
+        let signing =
+            Certificate::of_controller_pem(&signing.cert).map_err(|source| CertsError::Key {
+                what: "signing",
+                source,
+            })?;
         let exchange = exchange
             .iter()
             .map(|(cert, der)| {
                 check_chain("key exchange", der, &intermediates, &roots, now)?;
                 Ok(Exchange {
-                    hash: CertHash::from_bytes(&cert.cert_hash).ok_or(CertsError::Hash(cert.cert_hash.len()))?,
+                    hash: CertHash::from_bytes(&cert.cert_hash)
+                        .ok_or(CertsError::Hash(cert.cert_hash.len()))?,
                     point: Point::from_certificate_der(der).map_err(|_| CertsError::ExchangeKey)?,
                 })
             })
             .collect::<Result<Vec<_>, CertsError>>()?;
-        Ok(Self { signing, exchange, names: names(set) })
+        Ok(Self {
+            signing,
+            exchange,
+            names: names(set),
+        })
     }
 
     /// The certificate that the controller's messages are checked with.
@@ -183,7 +229,9 @@ impl ControllerCerts {
     #[must_use]
     pub fn exchange(&self, name: &[u8]) -> Option<&Exchange> {
         let name = CertHash::from_bytes(name)?;
-        self.exchange.iter().find(|exchange| exchange.hash.matches(&name))
+        self.exchange
+            .iter()
+            .find(|exchange| exchange.hash.matches(&name))
     }
 
     /// Whether `set` holds the same certificates, in whatever order.
@@ -194,7 +242,10 @@ impl ControllerCerts {
 }
 
 fn names(set: &ZControllerCert) -> BTreeSet<Vec<u8>> {
-    set.certs.iter().map(|cert| cert.cert_hash.clone()).collect()
+    set.certs
+        .iter()
+        .map(|cert| cert.cert_hash.clone())
+        .collect()
 }
 
 fn roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertsError> {
@@ -220,8 +271,14 @@ fn check_chain(
     roots: &[CertificateDer<'_>],
     now: SystemTime,
 ) -> Result<(), CertsError> {
-    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let fault = |reason: String| CertsError::Chain { what, now: since_epoch.as_secs(), reason };
+    let since_epoch = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    let fault = |reason: String| CertsError::Chain {
+        what,
+        now: since_epoch.as_secs(),
+        reason,
+    };
     let anchors = roots
         .iter()
         .map(anchor_from_trusted_cert)
@@ -248,9 +305,13 @@ fn check_chain(
 /// [`KeyError::Certificate`] if one cannot be read or the signature is wrong.
 pub fn check_signed_by(subject: &[u8], issuer: &[u8]) -> Result<(), KeyError> {
     let fault = |reason: String| KeyError::Certificate(reason);
-    let (_, subject) = X509Certificate::from_der(subject).map_err(|error| fault(error.to_string()))?;
-    let (_, issuer) = X509Certificate::from_der(issuer).map_err(|error| fault(error.to_string()))?;
+    let (_, subject) =
+        X509Certificate::from_der(subject).map_err(|error| fault(error.to_string()))?;
+    let (_, issuer) =
+        X509Certificate::from_der(issuer).map_err(|error| fault(error.to_string()))?;
     subject
         .verify_signature(Some(issuer.public_key()))
-        .map_err(|_| fault("it was not signed with the key of the certificate that it should hang on".into()))
+        .map_err(|_| {
+            fault("it was not signed with the key of the certificate that it should hang on".into())
+        })
 }

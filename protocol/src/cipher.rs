@@ -35,7 +35,9 @@ pub enum CipherError {
     #[error("decrypting a block: its cipher context {0:?} is not in the configuration")]
     NoContext(String),
     /// The context asks for something else than ECDH and AES-256-CFB, or hashes of another kind.
-    #[error("decrypting a block: cipher context {id:?} wants key exchange {exchange}, encryption {encryption}, hash {hash}; only ECDH (1), AES-256-CFB (1) and SHA-256 (1 or 2) are known")]
+    #[error(
+        "decrypting a block: cipher context {id:?} wants key exchange {exchange}, encryption {encryption}, hash {hash}; only ECDH (1), AES-256-CFB (1) and SHA-256 (1 or 2) are known"
+    )]
     Scheme {
         /// `contextId`.
         id: String,
@@ -47,7 +49,9 @@ pub enum CipherError {
         hash: i32,
     },
     /// The context is made with a certificate that is not, or no longer, the device's.
-    #[error("decrypting a block: cipher context {id:?} is made with a certificate of the device, {hash}, that is not its present one")]
+    #[error(
+        "decrypting a block: cipher context {id:?} is made with a certificate of the device, {hash}, that is not its present one"
+    )]
     OtherCertificate {
         /// `contextId`.
         id: String,
@@ -128,7 +132,10 @@ impl Point {
     fn from_public_key(key: &p256::PublicKey) -> Result<Self, CipherError> {
         let encoded = key.to_sec1_point(false);
         match (encoded.x(), encoded.y()) {
-            (Some(x), Some(y)) => Ok(Self { x: (*x).into(), y: (*y).into() }),
+            (Some(x), Some(y)) => Ok(Self {
+                x: (*x).into(),
+                y: (*y).into(),
+            }),
             _ => Err(CipherError::Point),
         }
     }
@@ -171,7 +178,9 @@ impl SoftwareAgreement {
     /// # Errors
     /// [`CipherError::PrivateKey`] if it is anything else.
     pub fn from_pkcs8_pem(pem: &str) -> Result<Self, CipherError> {
-        p256::SecretKey::from_pkcs8_pem(pem).map(Self).map_err(|_| CipherError::PrivateKey)
+        p256::SecretKey::from_pkcs8_pem(pem)
+            .map(Self)
+            .map_err(|_| CipherError::PrivateKey)
     }
 
     /// Takes the private scalar, big-endian.
@@ -179,7 +188,9 @@ impl SoftwareAgreement {
     /// # Errors
     /// [`CipherError::PrivateKey`] if it is zero or not below the group's order.
     pub fn from_scalar(scalar: &[u8; 32]) -> Result<Self, CipherError> {
-        p256::SecretKey::from_slice(scalar).map(Self).map_err(|_| CipherError::PrivateKey)
+        p256::SecretKey::from_slice(scalar)
+            .map(Self)
+            .map_err(|_| CipherError::PrivateKey)
     }
 
     /// The public point.
@@ -207,7 +218,8 @@ impl KeyAgreement for SoftwareAgreement {
         .into_option()
         .ok_or(CipherError::Point)?;
         let shared = p256::ProjectivePoint::from(peer) * *self.0.to_nonzero_scalar();
-        let shared = p256::PublicKey::from_affine(shared.to_affine()).map_err(|_| CipherError::Point)?;
+        let shared =
+            p256::PublicKey::from_affine(shared.to_affine()).map_err(|_| CipherError::Point)?;
         Point::from_public_key(&shared)
     }
 }
@@ -306,7 +318,9 @@ pub fn find_context<'a>(
 /// [`CipherError::Random`].
 pub fn encrypt(key: &BlockKey, context_id: &str, clear: &[u8]) -> Result<CipherBlock, CipherError> {
     let mut iv = [0; 16];
-    SystemRandom::new().fill(&mut iv).map_err(|_| CipherError::Random)?;
+    SystemRandom::new()
+        .fill(&mut iv)
+        .map_err(|_| CipherError::Random)?;
     Ok(encrypt_with(key, context_id, clear, iv))
 }
 
@@ -340,9 +354,14 @@ pub fn decrypt(key: &BlockKey, block: &CipherBlock) -> Result<Vec<u8>, CipherErr
 ///
 /// # Errors
 /// Those of [`decrypt`], and [`CipherError::Decode`].
-pub fn decrypt_secrets(key: &BlockKey, block: &CipherBlock) -> Result<EncryptionBlock, CipherError> {
-    EncryptionBlock::decode(decrypt(key, block)?.as_slice())
-        .map_err(|source| CipherError::Decode { what: "EncryptionBlock", source })
+pub fn decrypt_secrets(
+    key: &BlockKey,
+    block: &CipherBlock,
+) -> Result<EncryptionBlock, CipherError> {
+    EncryptionBlock::decode(decrypt(key, block)?.as_slice()).map_err(|source| CipherError::Decode {
+        what: "EncryptionBlock",
+        source,
+    })
 }
 
 /// Wraps a vault key so that only this device can unwrap it: what goes, serialised, into `AttestVolumeKey.key`.
@@ -353,14 +372,21 @@ pub fn decrypt_secrets(key: &BlockKey, block: &CipherBlock) -> Result<Encryption
 pub fn wrap_volume_key(key: &BlockKey, vault_key: &[u8]) -> AttestVolumeKeyData {
     let mut data = vault_key.to_vec();
     key.encrypt(&[0; 16], &mut data);
-    AttestVolumeKeyData { encrypted_key: data, digest_sha256: sha256(vault_key).to_vec(), ..Default::default() }
+    AttestVolumeKeyData {
+        encrypted_key: data,
+        digest_sha256: sha256(vault_key).to_vec(),
+        ..Default::default()
+    }
 }
 
 /// Unwraps what [`wrap_volume_key`] made.
 ///
 /// # Errors
 /// [`CipherError::ClearText`] if it was wrapped with another key, or changed.
-pub fn unwrap_volume_key(key: &BlockKey, wrapped: &AttestVolumeKeyData) -> Result<Vec<u8>, CipherError> {
+pub fn unwrap_volume_key(
+    key: &BlockKey,
+    wrapped: &AttestVolumeKeyData,
+) -> Result<Vec<u8>, CipherError> {
     let mut data = wrapped.encrypted_key.clone();
     key.decrypt(&[0; 16], &mut data);
     if sha256(&data).as_slice() != wrapped.digest_sha256.as_slice() {

@@ -23,7 +23,9 @@ use prost::Message;
 use thiserror::Error;
 
 use crate::eve::auth::{AuthBody, AuthContainer};
-pub use crate::keys::{CertHash, KeyError, SignError, Signer, SoftwareSigner, VerifyingKey, pem_to_der};
+pub use crate::keys::{
+    CertHash, KeyError, SignError, Signer, SoftwareSigner, VerifyingKey, pem_to_der,
+};
 
 /// Largest container, in bytes, that a controller takes from a device. Log bundles are at most 64 KiB and attestation
 /// requests 62 KiB; device information with a full hardware inventory is the largest message.
@@ -54,7 +56,9 @@ pub enum EnvelopeError {
     #[error("reading a signed message: it has no protected payload")]
     NoPayload,
     /// The payload is encrypted as a whole, which only EVE's local operator console does.
-    #[error("reading a signed message: its payload is encrypted; only clear payloads are accepted here")]
+    #[error(
+        "reading a signed message: its payload is encrypted; only clear payloads are accepted here"
+    )]
     Encrypted,
     /// `algo` and the length of `senderCertHash` do not fit each other, or `algo` is unknown.
     #[error(
@@ -101,7 +105,10 @@ impl Certificate {
     /// # Errors
     /// [`KeyError`] if it cannot be read or its key signs no messages.
     pub fn of_device_der(der: &[u8]) -> Result<Self, KeyError> {
-        Ok(Self { hash: CertHash::of_der(der), key: VerifyingKey::from_certificate_der(der)? })
+        Ok(Self {
+            hash: CertHash::of_der(der),
+            key: VerifyingKey::from_certificate_der(der)?,
+        })
     }
 
     /// A device's or an onboarding certificate given as PEM; messages still name it by its DER.
@@ -117,7 +124,10 @@ impl Certificate {
     /// # Errors
     /// [`KeyError`] if it cannot be read or its key signs no messages.
     pub fn of_controller_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        Ok(Self { hash: CertHash::of_pem_text(pem), key: VerifyingKey::from_certificate_der(&pem_to_der(pem)?)? })
+        Ok(Self {
+            hash: CertHash::of_pem_text(pem),
+            key: VerifyingKey::from_certificate_der(&pem_to_der(pem)?)?,
+        })
     }
 
     /// The name that messages give it.
@@ -152,7 +162,9 @@ pub fn seal(
         algo: sender.algorithm().into(),
         sender_cert_hash: sender.as_bytes().to_vec(),
         signature_hash: signature.to_vec(),
-        sender_cert: sender_cert_pem.map(|pem| BASE64.encode(pem).into_bytes()).unwrap_or_default(),
+        sender_cert: sender_cert_pem
+            .map(|pem| BASE64.encode(pem).into_bytes())
+            .unwrap_or_default(),
         cipher_context: None,
         cipher_data: None,
     };
@@ -188,7 +200,10 @@ impl Envelope {
     /// Everything that can be wrong with its form; see [`EnvelopeError`].
     pub fn parse(bytes: &[u8], limit: usize) -> Result<Self, EnvelopeError> {
         if bytes.len() > limit {
-            return Err(EnvelopeError::TooLarge { size: bytes.len(), limit });
+            return Err(EnvelopeError::TooLarge {
+                size: bytes.len(),
+                limit,
+            });
         }
         Self::from_container(decode(bytes, "AuthContainer")?)
     }
@@ -201,16 +216,25 @@ impl Envelope {
         if container.cipher_data.is_some() || container.cipher_context.is_some() {
             return Err(EnvelopeError::Encrypted);
         }
-        let sender = CertHash::from_wire(container.algo, &container.sender_cert_hash).ok_or(EnvelopeError::SenderHash {
-            algo: container.algo,
-            size: container.sender_cert_hash.len(),
-        })?;
+        let sender = CertHash::from_wire(container.algo, &container.sender_cert_hash).ok_or(
+            EnvelopeError::SenderHash {
+                algo: container.algo,
+                size: container.sender_cert_hash.len(),
+            },
+        )?;
         let sender_cert = match container.sender_cert.as_slice() {
             [] => None,
-            text => Some(BASE64.decode(text.trim_ascii()).map_err(EnvelopeError::SenderCert)?),
+            text => Some(
+                BASE64
+                    .decode(text.trim_ascii())
+                    .map_err(EnvelopeError::SenderCert)?,
+            ),
         };
         Ok(Self {
-            payload: container.protected_payload.ok_or(EnvelopeError::NoPayload)?.payload,
+            payload: container
+                .protected_payload
+                .ok_or(EnvelopeError::NoPayload)?
+                .payload,
             sender,
             signature: container.signature_hash,
             sender_cert,
@@ -236,10 +260,15 @@ impl Envelope {
     /// [`EnvelopeError::OtherSender`], [`EnvelopeError::Signature`].
     pub fn open(self, certificate: &Certificate) -> Result<Vec<u8>, EnvelopeError> {
         if !self.sender.matches(&certificate.hash) {
-            return Err(EnvelopeError::OtherSender { named: self.sender, wanted: certificate.hash });
+            return Err(EnvelopeError::OtherSender {
+                named: self.sender,
+                wanted: certificate.hash,
+            });
         }
         if !certificate.key.verify(&self.payload, &self.signature) {
-            return Err(EnvelopeError::Signature { sender: self.sender });
+            return Err(EnvelopeError::Signature {
+                sender: self.sender,
+            });
         }
         Ok(self.payload)
     }

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 /// A text that should have been an id and is not a UUID.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{text:?} is not the id of {what}: it must be a UUID such as 3f2504e0-4f89-41d3-9a0c-0305e82c3301")]
+#[error(
+    "{text:?} is not the id of {what}: it must be a UUID such as 3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+)]
 pub struct IdError {
     /// What kind of thing was to be named, with its article.
     pub what: &'static str,
@@ -93,7 +95,10 @@ mod tests {
     fn text_form_is_the_hyphenated_one() {
         let id: DeviceId = "3F2504E0-4F89-41D3-9A0C-0305E82C3301".parse().unwrap();
         assert_eq!(id.to_string(), "3f2504e0-4f89-41d3-9a0c-0305e82c3301");
-        assert_eq!(serde_json::to_string(&id).unwrap(), "\"3f2504e0-4f89-41d3-9a0c-0305e82c3301\"");
+        assert_eq!(
+            serde_json::to_string(&id).unwrap(),
+            "\"3f2504e0-4f89-41d3-9a0c-0305e82c3301\""
+        );
     }
 
     #[test]

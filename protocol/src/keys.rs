@@ -62,8 +62,9 @@ impl SoftwareSigner {
     /// [`KeyError::Private`] if it is anything else.
     pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
         let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, der, &random)
-            .map_err(|error| KeyError::Private(error.to_string()))?;
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, der, &random)
+                .map_err(|error| KeyError::Private(error.to_string()))?;
         Ok(Self { pair, random })
     }
 
@@ -95,7 +96,10 @@ impl fmt::Debug for SoftwareSigner {
 
 impl Signer for SoftwareSigner {
     fn sign_p256_sha256(&self, message: &[u8]) -> Result<[u8; 64], SignError> {
-        let made = self.pair.sign(&self.random, message).map_err(|_| SignError::new("the random source failed"))?;
+        let made = self
+            .pair
+            .sign(&self.random, message)
+            .map_err(|_| SignError::new("the random source failed"))?;
         <[u8; 64]>::try_from(made.as_ref()).map_err(SignError::new)
     }
 }
@@ -134,9 +138,9 @@ impl CertHash {
     #[must_use]
     pub fn short(&self) -> Self {
         match self {
-            Self::Full([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..]) => {
-                Self::Short([*a, *b, *c, *d, *e, *f, *g, *h, *i, *j, *k, *l, *m, *n, *o, *p])
-            }
+            Self::Full([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..]) => Self::Short([
+                *a, *b, *c, *d, *e, *f, *g, *h, *i, *j, *k, *l, *m, *n, *o, *p,
+            ]),
             Self::Short(_) => *self,
         }
     }
@@ -182,7 +186,11 @@ impl CertHash {
     /// Reads a hash by its length alone, where the wire names no algorithm.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().map(Self::Full).or_else(|_| bytes.try_into().map(Self::Short)).ok()
+        bytes
+            .try_into()
+            .map(Self::Full)
+            .or_else(|_| bytes.try_into().map(Self::Short))
+            .ok()
     }
 }
 
@@ -207,17 +215,24 @@ impl VerifyingKey {
     /// # Errors
     /// [`KeyError::Certificate`], [`KeyError::Kind`].
     pub fn from_certificate_der(der: &[u8]) -> Result<Self, KeyError> {
-        let (rest, certificate) =
-            X509Certificate::from_der(der).map_err(|error| KeyError::Certificate(error.to_string()))?;
+        let (rest, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| KeyError::Certificate(error.to_string()))?;
         if !rest.is_empty() {
-            return Err(KeyError::Certificate(format!("{} bytes follow it", rest.len())));
+            return Err(KeyError::Certificate(format!(
+                "{} bytes follow it",
+                rest.len()
+            )));
         }
         let info = certificate.public_key();
         let bits: &[u8] = &info.subject_public_key.data;
         match info.algorithm.algorithm.to_id_string().as_str() {
             // RFC 5480 section 2.1.1: id-ecPublicKey with the named curve secp256r1.
             "1.2.840.10045.2.1" => {
-                let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+                let curve = info
+                    .algorithm
+                    .parameters
+                    .as_ref()
+                    .and_then(|any| any.as_oid().ok());
                 if curve.map(|oid| oid.to_id_string()).as_deref() != Some("1.2.840.10045.3.1.7") {
                     return Err(KeyError::Kind);
                 }
@@ -236,12 +251,12 @@ impl VerifyingKey {
     #[must_use]
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         match self {
-            Self::P256(point) => {
-                UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, signature).is_ok()
-            }
-            Self::Rsa(key) => {
-                UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, key).verify(message, signature).is_ok()
-            }
+            Self::P256(point) => UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
+                .verify(message, signature)
+                .is_ok(),
+            Self::Rsa(key) => UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, key)
+                .verify(message, signature)
+                .is_ok(),
         }
     }
 }
@@ -251,10 +266,13 @@ impl VerifyingKey {
 /// # Errors
 /// [`KeyError::Certificate`] if there is none.
 pub fn pem_to_der(pem: &[u8]) -> Result<Vec<u8>, KeyError> {
-    let (_, block) =
-        x509_parser::pem::parse_x509_pem(pem).map_err(|error| KeyError::Certificate(error.to_string()))?;
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem)
+        .map_err(|error| KeyError::Certificate(error.to_string()))?;
     if block.label != "CERTIFICATE" {
-        return Err(KeyError::Certificate(format!("a PEM block {:?} is no certificate", block.label)));
+        return Err(KeyError::Certificate(format!(
+            "a PEM block {:?} is no certificate",
+            block.label
+        )));
     }
     Ok(block.contents)
 }

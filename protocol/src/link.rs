@@ -59,7 +59,9 @@ pub enum LinkError {
         wanted: Nonce,
     },
     /// The proof was signed by one device and names another.
-    #[error("checking a device's proof on the link: it was signed by device {signer} but names device {named}")]
+    #[error(
+        "checking a device's proof on the link: it was signed by device {signer} but names device {named}"
+    )]
     Device {
         /// Whose key signed it.
         signer: DeviceId,
@@ -83,7 +85,9 @@ impl Nonce {
     /// [`LinkError::Random`].
     pub fn random() -> Result<Self, LinkError> {
         let mut bytes = [0; 16];
-        SystemRandom::new().fill(&mut bytes).map_err(|_| LinkError::Random)?;
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| LinkError::Random)?;
         Ok(Self(bytes))
     }
 }
@@ -199,12 +203,19 @@ impl Proof {
         device: DeviceId,
         nonce: Nonce,
     ) -> Result<Self, LinkError> {
-        let proof: Self = serde_json::from_slice(&envelope.open(certificate)?).map_err(LinkError::Proof)?;
+        let proof: Self =
+            serde_json::from_slice(&envelope.open(certificate)?).map_err(LinkError::Proof)?;
         if proof.nonce != nonce {
-            return Err(LinkError::Nonce { found: proof.nonce, wanted: nonce });
+            return Err(LinkError::Nonce {
+                found: proof.nonce,
+                wanted: nonce,
+            });
         }
         if proof.device != device {
-            return Err(LinkError::Device { signer: device, named: proof.device });
+            return Err(LinkError::Device {
+                signer: device,
+                named: proof.device,
+            });
         }
         Ok(proof)
     }

@@ -87,7 +87,10 @@ pub struct LogEntry {
     #[serde(skip_serializing_if = "is_zero")]
     pub msgid: u64,
     /// Anything else.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
     pub tags: BTreeMap<String, String>,
     /// When.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +108,9 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(tags: D) -> Result<BTreeMap<String, String>, D::Error> {
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+    tags: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
     Ok(Option::deserialize(tags)?.unwrap_or_default())
 }
 
@@ -152,7 +157,9 @@ impl Bundle {
     pub fn encode(&self) -> Result<Vec<u8>, LogsError> {
         let header = GzBuilder::new().mtime(self.made);
         let header = match &self.origin {
-            Origin::Device(device) => header.comment(escape(&serde_json::to_string(device).map_err(LogsError::Json)?)),
+            Origin::Device(device) => header.comment(escape(
+                &serde_json::to_string(device).map_err(LogsError::Json)?,
+            )),
             Origin::App(name) => header.filename(escape(name)),
         };
         let mut gzip = header.write(Vec::new(), Compression::default());
@@ -162,7 +169,11 @@ impl Bundle {
         }
         let bytes = gzip.finish()?;
         if bytes.len() > MAX_BUNDLE {
-            return Err(LogsError::TooLarge { operation: "writing", size: bytes.len(), limit: MAX_BUNDLE });
+            return Err(LogsError::TooLarge {
+                operation: "writing",
+                size: bytes.len(),
+                limit: MAX_BUNDLE,
+            });
         }
         Ok(bytes)
     }
@@ -173,25 +184,43 @@ impl Bundle {
     /// [`LogsError`]; nothing of a bad bundle is accepted.
     pub fn decode(bytes: &[u8]) -> Result<Self, LogsError> {
         if bytes.len() > MAX_BUNDLE {
-            return Err(LogsError::TooLarge { operation: "reading", size: bytes.len(), limit: MAX_BUNDLE });
+            return Err(LogsError::TooLarge {
+                operation: "reading",
+                size: bytes.len(),
+                limit: MAX_BUNDLE,
+            });
         }
         let mut gzip = GzDecoder::new(bytes);
         let mut text = Vec::new();
         // One byte more than allowed tells a bundle at the limit from one beyond it.
         let mut bounded = gzip.by_ref().take(MAX_UNFOLDED as u64 + 1);
-        bounded.read_to_end(&mut text).map_err(|error| LogsError::Gzip(error.to_string()))?;
+        bounded
+            .read_to_end(&mut text)
+            .map_err(|error| LogsError::Gzip(error.to_string()))?;
         if text.len() > MAX_UNFOLDED {
-            return Err(LogsError::TooLarge { operation: "unfolding", size: text.len(), limit: MAX_UNFOLDED });
+            return Err(LogsError::TooLarge {
+                operation: "unfolding",
+                size: text.len(),
+                limit: MAX_UNFOLDED,
+            });
         }
-        let header = gzip.header().ok_or_else(|| LogsError::Gzip("it has no header".into()))?;
+        let header = gzip
+            .header()
+            .ok_or_else(|| LogsError::Gzip("it has no header".into()))?;
         let made = header.mtime();
         let origin = match (header.comment(), header.filename()) {
-            (Some(comment), _) => Origin::Device(serde_json::from_str(&unescape(comment)).map_err(|error| {
-                LogsError::Header(format!("the comment in its gzip header is not the expected JSON: {error}"))
-            })?),
+            (Some(comment), _) => {
+                Origin::Device(serde_json::from_str(&unescape(comment)).map_err(|error| {
+                    LogsError::Header(format!(
+                        "the comment in its gzip header is not the expected JSON: {error}"
+                    ))
+                })?)
+            }
             (None, Some(name)) => Origin::App(unescape(name)),
             (None, None) => {
-                return Err(LogsError::Header("its gzip header holds neither a comment (device logs) nor a name".into()));
+                return Err(LogsError::Header(
+                    "its gzip header holds neither a comment (device logs) nor a name".into(),
+                ));
             }
         };
         let rest = gzip.into_inner();
@@ -203,10 +232,17 @@ impl Bundle {
             .enumerate()
             .filter(|(_, line)| !line.trim_ascii().is_empty())
             .map(|(index, line)| {
-                serde_json::from_slice(line).map_err(|source| LogsError::Entry { line: index + 1, source })
+                serde_json::from_slice(line).map_err(|source| LogsError::Entry {
+                    line: index + 1,
+                    source,
+                })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { origin, made, entries })
+        Ok(Self {
+            origin,
+            made,
+            entries,
+        })
     }
 }
 

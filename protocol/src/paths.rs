@@ -91,7 +91,10 @@ mod tests {
     fn paths_are_eves() {
         let device: DeviceId = "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap();
         let app: AppId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
-        assert_eq!(config(device), "/api/v2/edgedevice/id/3f2504e0-4f89-41d3-9a0c-0305e82c3301/config");
+        assert_eq!(
+            config(device),
+            "/api/v2/edgedevice/id/3f2504e0-4f89-41d3-9a0c-0305e82c3301/config"
+        );
         assert_eq!(
             app_newlogs(device, app),
             "/api/v2/edgedevice/id/3f2504e0-4f89-41d3-9a0c-0305e82c3301/apps/instanceid/\

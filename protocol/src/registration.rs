@@ -17,13 +17,17 @@ pub const MAX_SERIAL: usize = 256;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RegistrationError {
     /// `pemCert` is too short or too long.
-    #[error("reading a registration: the device certificate has {0} bytes; from 100 to 10240 are allowed")]
+    #[error(
+        "reading a registration: the device certificate has {0} bytes; from 100 to 10240 are allowed"
+    )]
     CertificateSize(usize),
     /// `pemCert` is not base64.
     #[error("reading a registration: the device certificate is not base64 of PEM text")]
     CertificateText,
     /// A serial that is too long or holds what it should not.
-    #[error("reading a registration: {0} is longer than 256 characters or holds characters that are not allowed")]
+    #[error(
+        "reading a registration: {0} is longer than 256 characters or holds characters that are not allowed"
+    )]
     Serial(&'static str),
 }
 
@@ -58,8 +62,9 @@ impl Registration {
         if !CERTIFICATE_SIZE.contains(&message.pem_cert.len()) {
             return Err(RegistrationError::CertificateSize(message.pem_cert.len()));
         }
-        let device_cert_pem =
-            BASE64.decode(message.pem_cert.trim_ascii()).map_err(|_| RegistrationError::CertificateText)?;
+        let device_cert_pem = BASE64
+            .decode(message.pem_cert.trim_ascii())
+            .map_err(|_| RegistrationError::CertificateText)?;
         let short = |text: &str| text.chars().take(MAX_SERIAL + 1).count() <= MAX_SERIAL;
         if !short(&message.serial) || message.serial.chars().any(char::is_control) {
             return Err(RegistrationError::Serial("the serial"));
@@ -68,6 +73,10 @@ impl Registration {
         if !short(&message.soft_serial) || !message.soft_serial.chars().all(plain) {
             return Err(RegistrationError::Serial("the soft serial"));
         }
-        Ok(Self { device_cert_pem, serial: message.serial.clone(), soft_serial: message.soft_serial.clone() })
+        Ok(Self {
+            device_cert_pem,
+            serial: message.serial.clone(),
+            soft_serial: message.soft_serial.clone(),
+        })
     }
 }

@@ -5,22 +5,24 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 
 use prost::Message;
+use protocol::eve::Timestamp;
 use protocol::eve::attest::{
-    AttestVersionInfo, AttestVersionType, AttestVolumeKey, AttestVolumeKeyType, TpmHashAlgo, TpmPcrValue, ZAttestQuote,
-    ZAttestQuoteResp, ZAttestReq, ZAttestReqType, ZAttestRespType, ZAttestResponse, ZAttestResponseCode,
+    AttestVersionInfo, AttestVersionType, AttestVolumeKey, AttestVolumeKeyType, TpmHashAlgo,
+    TpmPcrValue, ZAttestQuote, ZAttestQuoteResp, ZAttestReq, ZAttestReqType, ZAttestRespType,
+    ZAttestResponse, ZAttestResponseCode,
 };
 use protocol::eve::common::{DhcpType, Ipspec, NetworkType, PhyIoMemberUsage, PhyIoType};
 use protocol::eve::config::{
-    Ace, AceAction, AceDirection, AceMatch, Adapter, AddressType, AppInstanceConfig, ConfigItem, ConfigResponse,
-    ContentTree, DatastoreConfig, DeviceOpsCmd, DsType, EdgeDevConfig, Format, InstanceOpsCmd, NetworkAdapter,
-    NetworkConfig, NetworkInstanceConfig, PhysicalIo, SystemAdapter, UuiDandVersion, VmBootMode, VmConfig, VmMode,
-    Volume, VolumeContentOrigin, VolumeContentOriginType, VolumeRef, ZNetworkInstType,
+    Ace, AceAction, AceDirection, AceMatch, Adapter, AddressType, AppInstanceConfig, ConfigItem,
+    ConfigResponse, ContentTree, DatastoreConfig, DeviceOpsCmd, DsType, EdgeDevConfig, Format,
+    InstanceOpsCmd, NetworkAdapter, NetworkConfig, NetworkInstanceConfig, PhysicalIo,
+    SystemAdapter, UuiDandVersion, VmBootMode, VmConfig, VmMode, Volume, VolumeContentOrigin,
+    VolumeContentOriginType, VolumeRef, ZNetworkInstType,
 };
 use protocol::eve::info::z_info_msg::InfoContent;
 use protocol::eve::info::{ZInfoApp, ZInfoMsg, ZInfoNetwork, ZInfoTypes, ZSwState};
 use protocol::eve::metrics::z_metric_msg::MetricContent;
 use protocol::eve::metrics::{AppCpuMetric, AppMetric, DeviceMetric, MemoryMetric, ZMetricMsg};
-use protocol::eve::Timestamp;
 use protocol::keys::CertHash;
 
 use crate::support::Vectors;
@@ -38,12 +40,18 @@ fn time(seconds: i64, nanos: i32) -> Option<Timestamp> {
 }
 
 fn named(uuid: &str, version: &str) -> Option<UuiDandVersion> {
-    Some(UuiDandVersion { uuid: uuid.into(), version: version.into() })
+    Some(UuiDandVersion {
+        uuid: uuid.into(),
+        version: version.into(),
+    })
 }
 
 #[test]
 fn configuration() {
-    let matches = |kind: &str, value: &str| AceMatch { r#type: kind.into(), value: value.into() };
+    let matches = |kind: &str, value: &str| AceMatch {
+        r#type: kind.into(),
+        value: value.into(),
+    };
     let app = AppInstanceConfig {
         uuidandversion: named("app", "1"),
         displayname: "web".into(),
@@ -62,16 +70,27 @@ fn configuration() {
             mac_address: "02:00:00:00:00:01".into(),
             acls: vec![Ace {
                 matches: vec![matches("protocol", "tcp"), matches("lport", "8080")],
-                actions: vec![AceAction { portmap: true, app_port: 80, ..Default::default() }],
+                actions: vec![AceAction {
+                    portmap: true,
+                    app_port: 80,
+                    ..Default::default()
+                }],
                 name: "web".into(),
                 id: 1,
-                dir: AceDirection::Both.into(),
+                dir: AceDirection::Egress.into(),
             }],
             ..Default::default()
         }],
-        restart: Some(InstanceOpsCmd { counter: 3, ops_time: "now".into() }),
+        restart: Some(InstanceOpsCmd {
+            counter: 3,
+            ops_time: "now".into(),
+        }),
         user_data: "R1JFRVRJTkc9aGVsbG8=".into(),
-        volume_ref_list: vec![VolumeRef { uuid: "vol".into(), generation_count: 2, mount_dir: "/data".into() }],
+        volume_ref_list: vec![VolumeRef {
+            uuid: "vol".into(),
+            generation_count: 2,
+            mount_dir: "/data".into(),
+        }],
         ..Default::default()
     };
     let config = EdgeDevConfig {
@@ -80,7 +99,10 @@ fn configuration() {
         networks: vec![NetworkConfig {
             id: "dhcp".into(),
             r#type: NetworkType::V4.into(),
-            ip: Some(Ipspec { dhcp: DhcpType::Client.into(), ..Default::default() }),
+            ip: Some(Ipspec {
+                dhcp: DhcpType::Client.into(),
+                ..Default::default()
+            }),
             ..Default::default()
         }],
         datastores: vec![DatastoreConfig {
@@ -90,8 +112,15 @@ fn configuration() {
             ds_cert_pem: vec![b"pem".to_vec()],
             ..Default::default()
         }],
-        reboot: Some(DeviceOpsCmd { counter: 1, desired_state: true, ..Default::default() }),
-        config_items: vec![ConfigItem { key: "timer.config.interval".into(), value: "30".into() }],
+        reboot: Some(DeviceOpsCmd {
+            counter: 1,
+            desired_state: true,
+            ..Default::default()
+        }),
+        config_items: vec![ConfigItem {
+            key: "timer.config.interval".into(),
+            value: "30".into(),
+        }],
         system_adapter_list: vec![SystemAdapter {
             name: "eth0".into(),
             uplink: true,
@@ -113,9 +142,16 @@ fn configuration() {
             displayname: "local".into(),
             inst_type: ZNetworkInstType::ZnetInstLocal.into(),
             activate: true,
-            port: Some(Adapter { name: "uplink".into(), ..Default::default() }),
+            port: Some(Adapter {
+                name: "uplink".into(),
+                ..Default::default()
+            }),
             ip_type: AddressType::Ipv4.into(),
-            ip: Some(Ipspec { subnet: "10.1.0.0/24".into(), gateway: "10.1.0.1".into(), ..Default::default() }),
+            ip: Some(Ipspec {
+                subnet: "10.1.0.0/24".into(),
+                gateway: "10.1.0.1".into(),
+                ..Default::default()
+            }),
             ..Default::default()
         }],
         cipher_contexts: vec![protocol::cipher::context(
@@ -152,7 +188,13 @@ fn configuration() {
         config_timestamp: time(1_790_000_000, 0),
         ..Default::default()
     };
-    check("/config_response", &ConfigResponse { config: Some(config), config_hash: "hash".into() });
+    check(
+        "/config_response",
+        &ConfigResponse {
+            config: Some(config),
+            config_hash: "hash".into(),
+        },
+    );
 }
 
 #[test]
@@ -160,14 +202,25 @@ fn attestation() {
     let quote = ZAttestQuote {
         attest_data: b"\xff\x54\x43\x47".to_vec(),
         signature: b"sig".to_vec(),
-        pcr_values: vec![TpmPcrValue { index: 7, hash_algo: TpmHashAlgo::Sha256.into(), value: vec![b'v'; 32] }],
-        versions: vec![AttestVersionInfo { version_type: AttestVersionType::Firmware.into(), version: "1.0".into() }],
+        pcr_values: vec![TpmPcrValue {
+            index: 7,
+            hash_algo: TpmHashAlgo::Sha256.into(),
+            value: vec![b'v'; 32],
+        }],
+        versions: vec![AttestVersionInfo {
+            version_type: AttestVersionType::Firmware.into(),
+            version: "1.0".into(),
+        }],
         tpm_binary_event_log: b"gz".to_vec(),
         ..Default::default()
     };
     check(
         "/attest_quote",
-        &ZAttestReq { req_type: ZAttestReqType::AttestReqQuote.into(), quote: Some(quote), ..Default::default() },
+        &ZAttestReq {
+            req_type: ZAttestReqType::AttestReqQuote.into(),
+            quote: Some(quote),
+            ..Default::default()
+        },
     );
     let reply = ZAttestQuoteResp {
         response: ZAttestResponseCode::Success.into(),
@@ -219,15 +272,30 @@ fn information() {
 #[test]
 fn figures() {
     let device = DeviceMetric {
-        memory: Some(MemoryMetric { used_mem: 128, avail_mem: 1920, used_percentage: 6.25, ..Default::default() }),
-        cpu_metric: Some(AppCpuMetric { up_time: time(5, 0), total: 9, ..Default::default() }),
+        memory: Some(MemoryMetric {
+            used_mem: 128,
+            avail_mem: 1920,
+            used_percentage: 6.25,
+            ..Default::default()
+        }),
+        cpu_metric: Some(AppCpuMetric {
+            up_time: time(5, 0),
+            total: 9,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let app = AppMetric {
         app_id: "app".into(),
         app_name: "web".into(),
-        cpu: Some(AppCpuMetric { total: 4, ..Default::default() }),
-        memory: Some(MemoryMetric { used_mem: 64, ..Default::default() }),
+        cpu: Some(AppCpuMetric {
+            total: 4,
+            ..Default::default()
+        }),
+        memory: Some(MemoryMetric {
+            used_mem: 64,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     check(

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 
 use flate2::{Compression, GzBuilder};
-use protocol::logs::{Bundle, DeviceOrigin, LogEntry, LogTime, LogsError, MAX_BUNDLE, MAX_UNFOLDED, Origin};
+use protocol::logs::{
+    Bundle, DeviceOrigin, LogEntry, LogTime, LogsError, MAX_BUNDLE, MAX_UNFOLDED, Origin,
+};
 
 use crate::support::mutations;
 
@@ -14,7 +16,10 @@ fn entry() -> LogEntry {
         content: "uplink \"eth0\" is up\n\u{1F680}".into(),
         msgid: 7,
         tags: BTreeMap::from([("boot".to_owned(), "1".to_owned())]),
-        timestamp: Some(LogTime { seconds: 1_790_000_000, nanos: 5 }),
+        timestamp: Some(LogTime {
+            seconds: 1_790_000_000,
+            nanos: 5,
+        }),
         filename: "src/uplink.rs:10".into(),
         function: String::new(),
     }
@@ -36,11 +41,28 @@ fn device_bundle() -> Bundle {
 fn bundles_come_back() {
     let device = device_bundle();
     assert_eq!(Bundle::decode(&device.encode().unwrap()).unwrap(), device);
-    for name in ["web", "", "caf\u{e9}", "\u{65e5}\u{672c} \u{1F680}", "zero\0byte", "a\\b"] {
-        let app = Bundle { origin: Origin::App(name.to_owned()), ..device.clone() };
-        assert_eq!(Bundle::decode(&app.encode().unwrap()).unwrap(), app, "{name:?}");
+    for name in [
+        "web",
+        "",
+        "caf\u{e9}",
+        "\u{65e5}\u{672c} \u{1F680}",
+        "zero\0byte",
+        "a\\b",
+    ] {
+        let app = Bundle {
+            origin: Origin::App(name.to_owned()),
+            ..device.clone()
+        };
+        assert_eq!(
+            Bundle::decode(&app.encode().unwrap()).unwrap(),
+            app,
+            "{name:?}"
+        );
     }
-    let empty = Bundle { entries: Vec::new(), ..device };
+    let empty = Bundle {
+        entries: Vec::new(),
+        ..device
+    };
     assert_eq!(Bundle::decode(&empty.encode().unwrap()).unwrap(), empty);
 }
 
@@ -68,10 +90,17 @@ fn lines_and_header_are_as_eve_writes_them() {
 
 #[test]
 fn names_beyond_latin_1_are_escaped() {
-    let app = Bundle { origin: Origin::App("caf\u{e9} \u{1F680}".into()), made: 0, entries: Vec::new() };
+    let app = Bundle {
+        origin: Origin::App("caf\u{e9} \u{1F680}".into()),
+        made: 0,
+        entries: Vec::new(),
+    };
     let bytes = app.encode().unwrap();
     let gzip = flate2::bufread::GzDecoder::new(bytes.as_slice());
-    assert_eq!(gzip.header().unwrap().filename(), Some(&b"caf\xe9 \\ud83d\\ude80"[..]));
+    assert_eq!(
+        gzip.header().unwrap().filename(),
+        Some(&b"caf\xe9 \\ud83d\\ude80"[..])
+    );
 }
 
 fn gzip(builder: GzBuilder, text: &[u8]) -> Vec<u8> {
@@ -88,7 +117,13 @@ fn what_other_implementations_write_is_read() {
     );
     let bundle = Bundle::decode(&bytes).unwrap();
     assert_eq!(bundle.origin, Origin::App("web".into()));
-    assert_eq!(bundle.entries[0].timestamp, Some(LogTime { seconds: 3, nanos: 0 }));
+    assert_eq!(
+        bundle.entries[0].timestamp,
+        Some(LogTime {
+            seconds: 3,
+            nanos: 0
+        })
+    );
     assert_eq!(bundle.entries[1].msgid, u64::MAX);
 }
 
@@ -97,11 +132,20 @@ fn bad_bundles_are_refused_with_the_reason() {
     let error = |bytes: &[u8]| Bundle::decode(bytes).unwrap_err();
     assert!(matches!(error(b""), LogsError::Gzip(_)));
     assert!(matches!(error(b"not gzip at all"), LogsError::Gzip(_)));
-    assert!(matches!(error(&gzip(GzBuilder::new(), b"{}\n")), LogsError::Header(_)));
-    assert!(matches!(error(&gzip(GzBuilder::new().comment("{"), b"{}\n")), LogsError::Header(_)));
+    assert!(matches!(
+        error(&gzip(GzBuilder::new(), b"{}\n")),
+        LogsError::Header(_)
+    ));
+    assert!(matches!(
+        error(&gzip(GzBuilder::new().comment("{"), b"{}\n")),
+        LogsError::Header(_)
+    ));
     let line = error(&gzip(GzBuilder::new().filename("web"), b"{}\n{}\noops\n"));
     assert!(matches!(line, LogsError::Entry { line: 3, .. }), "{line}");
-    assert!(matches!(error(&gzip(GzBuilder::new().filename("web"), b"\xff\xfe")), LogsError::Entry { line: 1, .. }));
+    assert!(matches!(
+        error(&gzip(GzBuilder::new().filename("web"), b"\xff\xfe")),
+        LogsError::Entry { line: 1, .. }
+    ));
     let mut two = device_bundle().encode().unwrap();
     two.extend(device_bundle().encode().unwrap());
     assert!(matches!(error(&two), LogsError::Gzip(_)));
@@ -109,23 +153,52 @@ fn bad_bundles_are_refused_with_the_reason() {
 
 #[test]
 fn bombs_and_giants_are_refused() {
-    let bomb = gzip(GzBuilder::new().filename("web"), &vec![b'\n'; MAX_UNFOLDED + 1]);
+    let bomb = gzip(
+        GzBuilder::new().filename("web"),
+        &vec![b'\n'; MAX_UNFOLDED + 1],
+    );
     assert!(bomb.len() < MAX_BUNDLE);
-    assert!(matches!(Bundle::decode(&bomb), Err(LogsError::TooLarge { operation: "unfolding", .. })));
+    assert!(matches!(
+        Bundle::decode(&bomb),
+        Err(LogsError::TooLarge {
+            operation: "unfolding",
+            ..
+        })
+    ));
     let full = gzip(GzBuilder::new().filename("web"), &vec![b'\n'; MAX_UNFOLDED]);
     assert!(Bundle::decode(&full).is_ok());
     let giant = vec![0; MAX_BUNDLE + 1];
-    assert!(matches!(Bundle::decode(&giant), Err(LogsError::TooLarge { operation: "reading", .. })));
+    assert!(matches!(
+        Bundle::decode(&giant),
+        Err(LogsError::TooLarge {
+            operation: "reading",
+            ..
+        })
+    ));
     // Text that does not compress: a counter through a multiplicative generator.
     let mut state = 1u64;
     let noise: String = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         char::from(33 + (state >> 57) as u8 % 94)
     })
     .take(100_000)
     .collect();
-    let large = Bundle { entries: vec![LogEntry { content: noise, ..Default::default() }], ..device_bundle() };
-    assert!(matches!(large.encode(), Err(LogsError::TooLarge { operation: "writing", .. })));
+    let large = Bundle {
+        entries: vec![LogEntry {
+            content: noise,
+            ..Default::default()
+        }],
+        ..device_bundle()
+    };
+    assert!(matches!(
+        large.encode(),
+        Err(LogsError::TooLarge {
+            operation: "writing",
+            ..
+        })
+    ));
 }
 
 #[test]

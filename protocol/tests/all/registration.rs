@@ -9,7 +9,10 @@ fn an_eve_devices_registration_is_read_and_written_the_same() {
     let vectors = Vectors::signed_containers();
     let payload = vectors.bytes("/registration/payload");
     let read = Registration::from_wire(&ZRegisterMsg::decode(payload.as_slice()).unwrap()).unwrap();
-    assert_eq!(read.device_cert_pem, vectors.text("/registration/device_certificate").as_bytes());
+    assert_eq!(
+        read.device_cert_pem,
+        vectors.text("/registration/device_certificate").as_bytes()
+    );
     assert_eq!(read.serial, "SER1");
     assert_eq!(read.to_wire().encode_to_vec(), payload);
 }
@@ -27,13 +30,28 @@ fn limits_are_kept() {
         Registration::from_wire(&message)
     };
     assert_eq!(check(&|_| ()), Ok(good.clone()));
-    assert_eq!(check(&|m| m.pem_cert = vec![b'A'; 96]), Err(RegistrationError::CertificateSize(96)));
-    assert_eq!(check(&|m| m.pem_cert = vec![b'A'; 10_241]), Err(RegistrationError::CertificateSize(10_241)));
-    assert_eq!(check(&|m| m.pem_cert[3] = b'!'), Err(RegistrationError::CertificateText));
+    assert_eq!(
+        check(&|m| m.pem_cert = vec![b'A'; 96]),
+        Err(RegistrationError::CertificateSize(96))
+    );
+    assert_eq!(
+        check(&|m| m.pem_cert = vec![b'A'; 10_241]),
+        Err(RegistrationError::CertificateSize(10_241))
+    );
+    assert_eq!(
+        check(&|m| m.pem_cert[3] = b'!'),
+        Err(RegistrationError::CertificateText)
+    );
     for serial in ["0".repeat(257), "a\nb".into(), "\0".into()] {
-        assert_eq!(check(&|m| m.serial.clone_from(&serial)), Err(RegistrationError::Serial("the serial")));
+        assert_eq!(
+            check(&|m| m.serial.clone_from(&serial)),
+            Err(RegistrationError::Serial("the serial"))
+        );
     }
     for soft in ["x".repeat(257), "a b".into(), "\u{e9}".into(), "a/b".into()] {
-        assert_eq!(check(&|m| m.soft_serial.clone_from(&soft)), Err(RegistrationError::Serial("the soft serial")));
+        assert_eq!(
+            check(&|m| m.soft_serial.clone_from(&soft)),
+            Err(RegistrationError::Serial("the soft serial"))
+        );
     }
 }

@@ -31,7 +31,10 @@ impl Vectors {
 
     /// The text at a JSON pointer.
     pub fn text(&self, pointer: &str) -> &str {
-        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no vector {pointer}"))
+        self.0
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_else(|| panic!("no vector {pointer}"))
     }
 
     /// The byte string at a JSON pointer.
@@ -56,7 +59,9 @@ impl Device {
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "a device");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "a device");
         let pem = params.self_signed(&key).unwrap().pem();
         let der = pem_to_der(pem.as_bytes()).unwrap();
         Self {
