@@ -1,3 +1,43 @@
 //! The operator's command line.
+//!
+//! It speaks only the operator API of a controller, the registry API where content is pushed, and files. Objects are
+//! treated as JSON values with a table of kinds beside them, so that a newer controller's fields are shown, not lost.
+//!
+//! A command is plain code until it needs the network: only then an async runtime is started ([`runtime`]), so that help,
+//! completion and errors in arguments take a few milliseconds.
 
-fn main() {}
+mod cli;
+mod client;
+mod commands;
+mod content;
+mod context;
+mod failure;
+mod kinds;
+mod manifest;
+mod output;
+mod progress;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Runs a piece of network work. One thread is enough: the work is one conversation.
+fn runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    // rustls takes its crypto provider from the process; ring is the only one in the tree.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::error(format!("starting the network runtime: {error}")))?
+        .block_on(work)
+}

@@ -1,0 +1,368 @@
+//! Commands and options, with an example in every help text.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "Exit codes:
+  0  it worked
+  1  it did not work
+  2  the command makes no sense as given
+  3  there is no such object, file or image
+  4  refused: not logged in, bad credentials, or not allowed
+  5  timed out
+
+Environment:
+  SKERRY_CONFIG   file that keeps contexts (default: ~/.config/skerry/config.yaml)
+  SKERRY_SERVER   controller to talk to, instead of the context's
+  SKERRY_TOKEN    bearer token, instead of the context's
+  SKERRY_CA       file with root certificates to trust (PEM), instead of the context's
+  NO_COLOR        set to anything: no colours and no drawn progress
+
+Examples:
+  skerry login https://controller.example.com:8443 --ca root-certificate.pem
+  skerry image build --parts target/images/production -o stick.img
+  skerry get devices
+  skerry apply -f app.yaml
+  skerry wait app/web --for phase=Running";
+
+/// The command line of Skerry: edge devices, what runs on them, and the sticks that install them.
+#[derive(Debug, Parser)]
+#[command(name = "skerry", version, after_help = EXIT_CODES, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// Context to use, instead of the current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Log in to a controller and keep the token as a context.
+    Login(Login),
+    /// List contexts or choose the current one.
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Show objects in a table, or as JSON or YAML.
+    Get(Get),
+    /// Show everything that is known about objects, for people.
+    Describe(Describe),
+    /// Create or replace objects from files.
+    Apply(Apply),
+    /// Delete objects.
+    Delete(Delete),
+    /// Show what an app, or a device itself, says.
+    Logs(Logs),
+    /// Take up the console of an app.
+    Console(Console),
+    /// Wait until an object is in a given state.
+    Wait(Wait),
+    /// Make installer images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Put images where devices find them.
+    #[command(subcommand)]
+    Content(ContentCommand),
+    /// Print the version of this program.
+    #[command(after_help = "Examples:\n  skerry version")]
+    Version,
+    /// Print a completion script for a shell.
+    #[command(after_help = "Examples:\n  skerry completion bash > /etc/bash_completion.d/skerry")]
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry login https://controller.example.com:8443 --ca root-certificate.pem
+  skerry login controller:8443 --ca root.pem --user admin --password-file admin-password --context plant
+  pass show skerry | skerry login https://controller:8443 --password-stdin")]
+pub struct Login {
+    /// Address of the controller: https://HOST:PORT.
+    pub server: String,
+    /// File with root certificates to trust for it (PEM). The system's are trusted if none is given.
+    #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
+    pub ca: Option<PathBuf>,
+    /// User name.
+    #[arg(long, default_value = "admin", value_name = "NAME")]
+    pub user: String,
+    /// Read the password from the first line of a file.
+    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    pub password_file: Option<PathBuf>,
+    /// Read the password from standard input.
+    #[arg(long)]
+    pub password_stdin: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// List contexts; the current one is marked.
+    #[command(after_help = "Examples:\n  skerry context list")]
+    List,
+    /// Choose the current context.
+    #[command(after_help = "Examples:\n  skerry context use plant")]
+    Use {
+        /// Its name.
+        name: String,
+    },
+    /// Forget a context and its token.
+    #[command(after_help = "Examples:\n  skerry context delete plant")]
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table with more columns.
+    Wide,
+    /// JSON, as the controller gives it.
+    Json,
+    /// YAML, fit for `skerry apply`.
+    Yaml,
+    /// KIND/NAME, a line each.
+    Name,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry get devices
+  skerry get apps -o wide -w
+  skerry get app web -o yaml
+  skerry get app/web app/db
+  skerry get devices -l site=hall-3")]
+pub struct Get {
+    /// devices, apps or datastores, then names; or KIND/NAME.
+    #[arg(required = true, value_name = "KIND [NAME]")]
+    pub what: Vec<String>,
+    /// How to show them.
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+    /// Go on and show every change.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Only objects with these labels: KEY=VALUE, or KEY alone, separated by commas.
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<String>,
+    /// Leave out the line with the column titles.
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  skerry describe device box-1\n  skerry describe app/web")]
+pub struct Describe {
+    /// devices, apps or datastores, then names; or KIND/NAME.
+    #[arg(required = true, value_name = "KIND [NAME]")]
+    pub what: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry apply -f app.yaml
+  skerry apply -f site/            # every .yaml, .yml and .json in a folder
+  skerry get app web -o yaml | sed s/8080/8081/ | skerry apply -f -")]
+pub struct Apply {
+    /// File, folder, or - for standard input. YAML (several documents) or JSON. May be given again.
+    #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry delete app web
+  skerry delete app/web datastore/demo
+  skerry delete -f app.yaml --ignore-not-found")]
+pub struct Delete {
+    /// devices, apps or datastores, then names; or KIND/NAME.
+    #[arg(required_unless_present = "files", value_name = "KIND [NAME]")]
+    pub what: Vec<String>,
+    /// Delete what these files describe.
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
+    pub files: Vec<PathBuf>,
+    /// What is not there is no error.
+    #[arg(long)]
+    pub ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry logs web
+  skerry logs -f web
+  skerry logs device/box-1 --tail 50")]
+pub struct Logs {
+    /// Name of an app, app/NAME or device/NAME.
+    #[arg(value_name = "APP")]
+    pub what: String,
+    /// Go on and show what is added.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last so many lines.
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry console debian                      # Ctrl-] leaves
+  printf 'uname -a\\n' | skerry console debian --idle 3s")]
+pub struct Console {
+    /// Name of an app, or app/NAME.
+    #[arg(value_name = "APP")]
+    pub what: String,
+    /// Where standard input is no terminal: leave after it has ended and the console was silent for so long.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "TIME")]
+    pub idle: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry wait app/web --for phase=Running
+  skerry wait device box-1 --for condition=Online --timeout 10m
+  skerry wait app/web --for condition=Ready=False
+  skerry wait app/web --for delete")]
+pub struct Wait {
+    /// devices, apps or datastores, then names; or KIND/NAME.
+    #[arg(required = true, value_name = "KIND [NAME]")]
+    pub what: Vec<String>,
+    /// condition=TYPE, condition=TYPE=False, phase=PHASE, or delete.
+    #[arg(long = "for", value_name = "STATE", value_parser = crate::commands::wait::Goal::parse)]
+    pub goal: crate::commands::wait::Goal,
+    /// Longest time to wait, such as 90s, 5m or 1h; exit code 5 after it.
+    #[arg(long, default_value = "5m", value_parser = duration, value_name = "TIME")]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Make an installer stick's image from the parts of an image and the controller's bundle.
+    Build(ImageBuild),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry image build --parts target/images/production -o stick.img
+  skerry image build --parts target/images/production --bundle bundle.json -o stick.img")]
+pub struct ImageBuild {
+    /// Folder with the parts: parts.json and what it lists.
+    #[arg(long, value_name = "DIR")]
+    pub parts: PathBuf,
+    /// Bundle to put on the stick (JSON). Asked from the controller if not given.
+    #[arg(long, value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
+    /// File to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContentCommand {
+    /// Push a machine image or an OCI image to a registry; prints REPOSITORY@DIGEST, fit for an app's `reference`.
+    Push(Push),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DiskFormat {
+    /// The bytes of the disk, one by one.
+    Raw,
+    /// QEMU's format, version 2 or 3, without a backing file.
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry content push registry.example.com:5000/debian:12 --disk disk.qcow2 --format qcow2 \\
+      --kernel vmlinuz --initrd initrd.img --ca registry-root.pem
+  skerry content push registry.example.com:5000/hello:latest --oci-layout ./hello
+  skerry content push localhost:5000/hello:latest --oci-layout ./hello --plain-http")]
+pub struct Push {
+    /// Where to: REGISTRY/REPOSITORY:TAG.
+    #[arg(value_name = "REGISTRY/REPO:TAG")]
+    pub target: String,
+    /// Root disk of a machine image.
+    #[arg(long, value_name = "FILE", requires = "format", required_unless_present = "oci_layout")]
+    pub disk: Option<PathBuf>,
+    /// Format of the root disk. It is never guessed.
+    #[arg(long, value_enum)]
+    pub format: Option<DiskFormat>,
+    /// Kernel that the machine is started with.
+    #[arg(long, value_name = "FILE", requires = "disk")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk for the kernel. May be given again.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Vec<PathBuf>,
+    /// Folder with an OCI image layout, whose image is pushed as it is.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["disk", "format", "kernel", "initrd"])]
+    pub oci_layout: Option<PathBuf>,
+    /// File with root certificates to trust for the registry (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Speak HTTP without TLS.
+    #[arg(long, conflicts_with = "ca")]
+    pub plain_http: bool,
+    /// User name at the registry.
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub user: Option<String>,
+    /// Read the registry's password from the first line of a file.
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// Reads `90`, `90s`, `5m`, `1h`, `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let fault = || format!("`{text}` is no time: write a number and ms, s, m or h, such as 90s");
+    let number: u64 = digits.parse().map_err(|_| fault())?;
+    let unit = match unit {
+        "ms" => return Ok(Duration::from_millis(number)),
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(fault()),
+    };
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn walk(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().filter(|command| command.get_name() != "help").for_each(walk);
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let example = help.split_once("Examples:\n").map(|(_, example)| example).unwrap_or_default();
+                assert!(example.contains(command.get_name()), "{}: {help}", command.get_name());
+            }
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999999", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The commands, one module each.
+
+mod apply;
+mod console;
+mod content;
+mod context;
+mod delete;
+mod describe;
+mod get;
+mod image;
+mod login;
+mod logs;
+mod version;
+pub mod wait;
+
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, Command, ContentCommand, ImageCommand};
+use crate::client::Client;
+use crate::context::{Config, Environment};
+use crate::failure::Failure;
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    let context = cli.context.as_deref();
+    match cli.command {
+        Command::Login(args) => login::run(args, context),
+        Command::Context(command) => context::run(command),
+        Command::Get(args) => get::run(args, context),
+        Command::Describe(args) => describe::run(args, context),
+        Command::Apply(args) => apply::run(args, context),
+        Command::Delete(args) => delete::run(args, context),
+        Command::Logs(args) => logs::run(args, context),
+        Command::Console(args) => console::run(args, context),
+        Command::Wait(args) => wait::run(args, context),
+        Command::Image(ImageCommand::Build(args)) => image::build(args, context),
+        Command::Content(ContentCommand::Push(args)) => content::push(args),
+        Command::Version => version::run(),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "skerry", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// A client for the named or current context.
+fn client(context: Option<&str>) -> Result<Client, Failure> {
+    Client::new(Config::load(&Config::path()?)?.access(context, Environment::read()?)?)
+}

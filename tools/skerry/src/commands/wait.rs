@@ -1,0 +1,161 @@
+//! `skerry wait`: until an object is in a given state.
+//!
+//! It asks twice a second rather than watching, so that it survives a controller that restarts meanwhile: while there is
+//! time left, a controller that cannot be reached is only not an answer yet.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::cli::Wait;
+use crate::client::Client;
+use crate::failure::{Exit, Failure};
+use crate::kinds::{Kind, Selection, select, text};
+use crate::terminal::say;
+
+/// Time between two questions.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// A condition has a status.
+    Condition {
+        /// Its type.
+        kind: String,
+        /// The status.
+        status: String,
+    },
+    /// The phase is this one.
+    Phase(String),
+    /// The object is gone.
+    Delete,
+}
+
+impl Goal {
+    /// Reads `condition=TYPE`, `condition=TYPE=STATUS`, `phase=PHASE` or `delete`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, '=');
+        match (parts.next(), parts.next().filter(|part| !part.is_empty()), parts.next()) {
+            (Some("delete"), None, None) if text == "delete" => Ok(Self::Delete),
+            (Some("phase"), Some(phase), None) => Ok(Self::Phase(phase.to_owned())),
+            (Some("condition"), Some(kind), status) => {
+                Ok(Self::Condition { kind: kind.to_owned(), status: status.unwrap_or("True").to_owned() })
+            }
+            _ => Err(format!("`{text}`: write condition=TYPE, condition=TYPE=False, phase=PHASE or delete")),
+        }
+    }
+
+    /// Whether the object, which may be absent, is there. Words are compared without regard to case.
+    fn met(&self, object: Option<&Value>) -> bool {
+        match (self, object) {
+            (Self::Delete, object) => object.is_none(),
+            (_, None) => false,
+            (Self::Phase(phase), Some(object)) => text(object, "/status/phase").eq_ignore_ascii_case(phase),
+            (Self::Condition { kind, status }, Some(object)) => conditions(object).any(|condition| {
+                text(condition, "/type").eq_ignore_ascii_case(kind) && text(condition, "/status").eq_ignore_ascii_case(status)
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Condition { kind, status } => write!(f, "condition {kind} is {status}"),
+            Self::Phase(phase) => write!(f, "phase is {phase}"),
+            Self::Delete => f.write_str("it is deleted"),
+        }
+    }
+}
+
+pub fn run(args: Wait, context: Option<&str>) -> Result<(), Failure> {
+    let selections = select(&args.what)?;
+    if let Some(Selection { kind, .. }) = selections.iter().find(|selection| selection.names.is_empty()) {
+        return Err(Failure::usage(format!("which {}? Write its name", kind.singular())));
+    }
+    let client = super::client(context)?;
+    let deadline = Instant::now() + args.timeout;
+    crate::runtime(async {
+        for Selection { kind, names } in &selections {
+            for name in names {
+                wait(&client, kind, name, &args, deadline).await?;
+                say(format!("{}/{name}: {}", kind.singular(), args.goal))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn wait(client: &Client, kind: &Kind, name: &str, args: &Wait, deadline: Instant) -> Result<(), Failure> {
+    let what = format!("wait for {} {name}", kind.singular());
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let seen = match tokio::time::timeout(left.max(INTERVAL), client.find(&kind.path(name), &what)).await {
+            Ok(Ok(object)) if args.goal.met(object.as_ref()) => return Ok(()),
+            Ok(Ok(Some(object))) => standing(&object),
+            Ok(Ok(None)) => "it does not exist".to_owned(),
+            Ok(Err(failure)) if matches!(failure.exit(), Exit::Refused | Exit::Usage) => return Err(failure),
+            Ok(Err(failure)) => failure.to_string(),
+            Err(_) => "the controller gave no answer".to_owned(),
+        };
+        if Instant::now() + INTERVAL >= deadline {
+            let seconds = args.timeout.as_secs_f64();
+            return Err(Failure::timed_out(format!("{what} until {}: not within {seconds} s; last: {seen}", args.goal)));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn conditions(object: &Value) -> impl Iterator<Item = &Value> {
+    object.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten()
+}
+
+/// Where an object stands, in a few words.
+fn standing(object: &Value) -> String {
+    let mut parts = vec![format!("phase {}", text(object, "/status/phase"))];
+    for condition in conditions(object) {
+        parts.push(format!("{} {} ({})", text(condition, "/type"), text(condition, "/status"), text(condition, "/reason")));
+    }
+    let message = text(object, "/status/message");
+    if !message.is_empty() {
+        parts.push(message);
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn goals_are_read() {
+        let condition = |kind: &str, status: &str| Goal::Condition { kind: kind.into(), status: status.into() };
+        assert_eq!(Goal::parse("condition=Ready"), Ok(condition("Ready", "True")));
+        assert_eq!(Goal::parse("condition=Ready=False"), Ok(condition("Ready", "False")));
+        assert_eq!(Goal::parse("phase=Running"), Ok(Goal::Phase("Running".into())));
+        assert_eq!(Goal::parse("delete"), Ok(Goal::Delete));
+        for bad in ["", "phase", "phase=", "condition=", "delete=x", "delete=", "ready", "phase=a=b"] {
+            assert!(Goal::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn goals_are_met_or_not() {
+        let app = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "False", "reason": "Starting"}]}});
+        for (goal, now, gone) in [
+            ("phase=running", true, false),
+            ("phase=Failed", false, false),
+            ("condition=Ready=False", true, false),
+            ("condition=Ready", false, false),
+            ("condition=Other", false, false),
+            ("delete", false, true),
+        ] {
+            let goal = Goal::parse(goal).unwrap();
+            assert_eq!((goal.met(Some(&app)), goal.met(None)), (now, gone), "{goal}");
+        }
+        assert_eq!(standing(&app), "phase Running, Ready False (Starting)");
+    }
+}
