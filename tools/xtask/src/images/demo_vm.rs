@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use imaging::digest::Sha256;
 
 use super::archive::{self, Versions, parse_list};
 use super::command::{run, run_logged};
@@ -93,11 +94,19 @@ fn install(lock: &Lock, debs: &[PathBuf], names: &[String], scratch: &Path, root
         index.push_str(&format!("\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n", package.sha256));
     }
     write(&repository.join("Packages"), index.as_bytes())?;
+    // mmdebstrap looks for essential packages in the archive of the release that it was asked for.
+    let release = format!(
+        "Origin: Debian\nSuite: stable\nCodename: bookworm\nArchitectures: amd64\nDate: Thu, 01 Jan 2026 00:00:00 UTC\n\
+         SHA256:\n {} {} Packages\n",
+        Sha256::of(index.as_bytes()),
+        index.len()
+    );
+    write(&repository.join("Release"), release.as_bytes())?;
     let overlay = fs::canonicalize(Path::new(FOLDER).join("overlay")).context("finding the machine's overlay")?;
     let mut shown = 0;
     run_logged(
         Command::new("mmdebstrap")
-            .args(["--mode=root", "--variant=essential", "--format=tar", "--skip=cleanup/apt"])
+            .args(["--verbose", "--mode=root", "--variant=essential", "--format=tar"])
             .arg(format!("--include={}", names.join(",")))
             .arg("--aptopt=APT::Install-Recommends \"false\"")
             .args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
@@ -112,7 +121,9 @@ fn install(lock: &Lock, debs: &[PathBuf], names: &[String], scratch: &Path, root
             .args(["bookworm"])
             .arg(root)
             .arg(format!("deb [trusted=yes] copy:{} ./", repository.display()))
-            .env("SOURCE_DATE_EPOCH", "1700000000"),
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            // Some machines clear old files out of /tmp, and a file system's files are old.
+            .env("TMPDIR", scratch),
         &scratch.join("mmdebstrap.log"),
         &mut |bytes| {
             let percent = (bytes * 100 / LOG_BYTES).min(99) / 20 * 20;

@@ -130,7 +130,11 @@ pub fn prune(root: &Path, rules: &[Rule]) -> Result<()> {
         .collect();
     while let Some(name) = open.pop() {
         // A library's name is mostly a link to its file; both stay.
-        let file = resolve(&folder, &name).with_context(|| format!("a program needs the library {name}, which no package brings"))?;
+        let file = resolve(&folder, &name).with_context(|| {
+            let askers: Vec<String> =
+                needs.iter().filter(|(_, names)| names.contains(&name)).map(|(path, _)| path.display().to_string()).collect();
+            format!("the library {name} is needed by {}, and no package brings it", askers.join(", "))
+        })?;
         let more = by_name.get(&file).map(|names| names.iter()).into_iter().flatten();
         open.extend(more.filter(|name| !wanted.contains(*name)).cloned());
         wanted.extend([name, file]);
