@@ -18,7 +18,10 @@ pub struct FileError {
 }
 
 /// Makes a [`FileError`] out of an [`io::Error`].
-pub fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
+pub fn fail<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> FileError + 'a {
     move |source| FileError {
         operation,
         path: path.to_owned(),
@@ -29,7 +32,8 @@ pub fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Erro
 /// Makes a directory and its parents; the last one gets `mode`.
 pub fn make_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(fail("making the directory", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail("setting the mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(fail("setting the mode of", path))
 }
 
 /// Writes a directory's entries to the disk.
@@ -90,7 +94,9 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErro
     };
     let about = file.metadata().map_err(fail("looking at", path))?;
     if !about.is_file() {
-        return Err(fail("reading", path)(io::Error::other("not a regular file")));
+        return Err(fail("reading", path)(io::Error::other(
+            "not a regular file",
+        )));
     }
     if about.len() > limit {
         return Err(fail("reading", path)(io::Error::other(format!(
@@ -142,7 +148,9 @@ pub fn copy_sparse(from: &Path, to: &Path, mode: u32) -> Result<u64, FileError> 
         .mode(mode)
         .open(to)
         .map_err(fail("creating", to))?;
-    target.set_len(length).map_err(fail("setting the length of", to))?;
+    target
+        .set_len(length)
+        .map_err(fail("setting the length of", to))?;
     let mut block = vec![0u8; BLOCK];
     let mut at = 0u64;
     while at < length {
@@ -154,12 +162,18 @@ pub fn copy_sparse(from: &Path, to: &Path, mode: u32) -> Result<u64, FileError> 
             // A file system that does not know its holes says that all is data.
             Err(_) => {}
         }
-        source.seek(SeekFrom::Start(at)).map_err(fail("seeking in", from))?;
+        source
+            .seek(SeekFrom::Start(at))
+            .map_err(fail("seeking in", from))?;
         let want = BLOCK.min(usize::try_from(length - at).unwrap_or(BLOCK));
-        let Some(part) = block.get_mut(..want) else { break };
+        let Some(part) = block.get_mut(..want) else {
+            break;
+        };
         source.read_exact(part).map_err(fail("reading", from))?;
         if part.iter().any(|byte| *byte != 0) {
-            target.seek(SeekFrom::Start(at)).map_err(fail("seeking in", to))?;
+            target
+                .seek(SeekFrom::Start(at))
+                .map_err(fail("seeking in", to))?;
             target.write_all(part).map_err(fail("writing", to))?;
         }
         at += want as u64;

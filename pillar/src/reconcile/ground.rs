@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::ledger::{Ledger, LedgerFile};
 use crate::domain::desired::Desired;
@@ -21,21 +21,35 @@ pub struct Ground {
     pub ledger: Ledger,
 }
 
-/// Follows `desired` for ever.
-pub async fn run(mut desired: watch::Receiver<Arc<Desired>>, paths: Paths, changed: watch::Sender<Arc<Ground>>) {
+/// Follows `desired` for ever. `gone` tells of apps whose last traces were taken away, so that their numbers are free.
+pub async fn run(
+    mut desired: watch::Receiver<Arc<Desired>>,
+    paths: Paths,
+    gone: Arc<Notify>,
+    changed: watch::Sender<Arc<Ground>>,
+) {
     let file = LedgerFile::at(&paths);
     let mut known: Option<Ledger> = None;
+    let mut first = true;
     loop {
         let wanted = desired.borrow_and_update().clone();
         match step(&file, &paths, known.clone(), &wanted).await {
             Ok(ledger) => {
                 known = Some(ledger.clone());
-                changed.send_replace(Arc::new(Ground {
+                let ground = Ground {
                     desired: wanted,
                     ledger,
-                }));
-                if desired.changed().await.is_err() {
-                    return;
+                };
+                changed.send_if_modified(|current| {
+                    // Also if it is equal the first time: it is not the value that the channel was made with, but known.
+                    let differs = first || **current != ground;
+                    *current = Arc::new(ground);
+                    differs
+                });
+                first = false;
+                tokio::select! {
+                    result = desired.changed() => if result.is_err() { return },
+                    () = gone.notified() => {}
                 }
             }
             Err(error) => {
@@ -47,7 +61,12 @@ pub async fn run(mut desired: watch::Receiver<Arc<Desired>>, paths: Paths, chang
     }
 }
 
-async fn step(file: &LedgerFile, paths: &Paths, known: Option<Ledger>, wanted: &Arc<Desired>) -> Result<Ledger, crate::durable::Error> {
+async fn step(
+    file: &LedgerFile,
+    paths: &Paths,
+    known: Option<Ledger>,
+    wanted: &Arc<Desired>,
+) -> Result<Ledger, crate::durable::Error> {
     let (file, paths, wanted) = (file.clone(), paths.clone(), wanted.clone());
     let work = move || {
         let before = match known {

@@ -108,7 +108,10 @@ impl Ledger {
     #[must_use]
     pub fn lease(&self, network: NetworkId, port: Port) -> Option<Ipv4Addr> {
         let leases = self.leases.get(&network)?;
-        leases.iter().find(|(holder, _)| *holder == port).map(|(_, address)| *address)
+        leases
+            .iter()
+            .find(|(holder, _)| *holder == port)
+            .map(|(_, address)| *address)
     }
 
     /// The generation of a volume's file: the controller's, and one more for each purge of an app that it belongs to.
@@ -122,7 +125,8 @@ impl Ledger {
     #[must_use]
     pub fn update(&self, desired: &Desired, running: &BTreeSet<AppId>) -> Self {
         let mut next = self.clone();
-        next.apps.retain(|app, _| desired.apps.contains_key(app) || running.contains(app));
+        next.apps
+            .retain(|app, _| desired.apps.contains_key(app) || running.contains(app));
         for app in desired.apps.keys() {
             if !next.apps.contains_key(app)
                 && let Some(number) = next.free_app_number()
@@ -131,11 +135,14 @@ impl Ledger {
                 next.next_app = (number.0 + 1) % APP_NUMBERS;
             }
         }
-        next.networks.retain(|network, _| desired.networks.contains_key(network));
+        next.networks
+            .retain(|network, _| desired.networks.contains_key(network));
         for network in desired.networks.keys() {
             if !next.networks.contains_key(network) {
                 let taken: BTreeSet<u32> = next.networks.values().map(|number| number.0).collect();
-                let free = (0..=u32::MAX).find(|number| !taken.contains(number)).unwrap_or(u32::MAX);
+                let free = (0..=u32::MAX)
+                    .find(|number| !taken.contains(number))
+                    .unwrap_or(u32::MAX);
                 next.networks.insert(*network, NetworkNumber(free));
             }
         }
@@ -163,7 +170,8 @@ impl Ledger {
     /// is only noted.
     fn count_purges(&mut self, desired: &Desired) {
         self.purges.retain(|app, _| desired.apps.contains_key(app));
-        self.epochs.retain(|volume, _| desired.volumes.contains_key(volume));
+        self.epochs
+            .retain(|volume, _| desired.volumes.contains_key(volume));
         for (id, app) in &desired.apps {
             let before = self.purges.insert(*id, app.purge_counter);
             if before.is_some_and(|before| before != app.purge_counter) {
@@ -177,12 +185,29 @@ impl Ledger {
 
 /// Gives each interface on a network an address: the one that the controller fixed, the one that it had, or a free one,
 /// searched from a place that its ids determine.
-fn lease(id: NetworkId, network: &NetworkInstance, desired: &Desired, before: &[(Port, Ipv4Addr)]) -> Vec<(Port, Ipv4Addr)> {
+fn lease(
+    id: NetworkId,
+    network: &NetworkInstance,
+    desired: &Desired,
+    before: &[(Port, Ipv4Addr)],
+) -> Vec<(Port, Ipv4Addr)> {
     let ports: Vec<(Port, Option<Ipv4Addr>)> = desired
         .apps
         .iter()
         .flat_map(|(app, wanted)| {
-            wanted.interfaces.iter().enumerate().map(move |(interface, plug)| (Port { app: *app, interface }, plug))
+            wanted
+                .interfaces
+                .iter()
+                .enumerate()
+                .map(move |(interface, plug)| {
+                    (
+                        Port {
+                            app: *app,
+                            interface,
+                        },
+                        plug,
+                    )
+                })
         })
         .filter(|(_, plug)| plug.network == id)
         .map(|(port, plug)| (port, plug.address))
@@ -199,7 +224,10 @@ fn lease(id: NetworkId, network: &NetworkInstance, desired: &Desired, before: &[
         }
     }
     for (port, _) in &ports {
-        let had = before.iter().find(|(holder, _)| holder == port).map(|(_, address)| u32::from(*address));
+        let had = before
+            .iter()
+            .find(|(holder, _)| holder == port)
+            .map(|(_, address)| u32::from(*address));
         if !given.contains_key(port)
             && let Some(had) = had.filter(|had| (first..=last).contains(had))
             && taken.insert(had)
@@ -213,7 +241,12 @@ fn lease(id: NetworkId, network: &NetworkInstance, desired: &Desired, before: &[
         }
         let size = u64::from(last - first) + 1;
         let seed = Digest::of(format!("{id}/{}/{}", port.app, port.interface).as_bytes());
-        let start = seed.bytes().iter().take(8).fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)) % size;
+        let start = seed
+            .bytes()
+            .iter()
+            .take(8)
+            .fold(0u64, |sum, byte| sum << 8 | u64::from(*byte))
+            % size;
         // At most one step more than there are addresses taken is needed, unless the range is full.
         let steps = size.min(taken.len() as u64 + 1);
         let found = (0..steps)
@@ -325,7 +358,9 @@ mod tests {
             },
         );
         for id in apps {
-            desired.apps.insert(AppId(Uuid::from_u128(*id)), app(1, None));
+            desired
+                .apps
+                .insert(AppId(Uuid::from_u128(*id)), app(1, None));
         }
         desired
     }
@@ -348,7 +383,9 @@ mod tests {
         assert_eq!(one.app(port(5).app), two.app(port(5).app));
         assert_eq!(one.lease(NETWORK, port(5)), two.lease(NETWORK, port(5)));
         assert_eq!(two, two.update(&desired(&[4, 5, 6], wide), &none));
-        let uids: BTreeSet<u32> = [4, 5, 6].map(|id| two.app(port(id).app).unwrap().uid()).into();
+        let uids: BTreeSet<u32> = [4, 5, 6]
+            .map(|id| two.app(port(id).app).unwrap().uid())
+            .into();
         assert_eq!(uids.len(), 3);
         // An app that is gone but still runs keeps its number; another one gets a fresh one even so.
         let gone = two.update(&desired(&[], wide), &BTreeSet::from([port(5).app]));
@@ -365,15 +402,24 @@ mod tests {
         wanted.apps.get_mut(&port(4).app).unwrap().interfaces[0].address = Some(fixed);
         let ledger = Ledger::default().update(&wanted, &BTreeSet::new());
         assert_eq!(ledger.lease(NETWORK, port(4)), Some(fixed));
-        let given: Vec<Ipv4Addr> = (1..=4).filter_map(|id| ledger.lease(NETWORK, port(id))).collect();
+        let given: Vec<Ipv4Addr> = (1..=4)
+            .filter_map(|id| ledger.lease(NETWORK, port(id)))
+            .collect();
         let distinct: BTreeSet<&Ipv4Addr> = given.iter().collect();
         assert_eq!((given.len(), distinct.len()), (3, 3));
-        assert!(given.iter().all(|address| (2..=4).contains(&address.octets()[3])));
+        assert!(
+            given
+                .iter()
+                .all(|address| (2..=4).contains(&address.octets()[3]))
+        );
     }
 
     #[test]
     fn a_range_that_moves_takes_its_addresses_along() {
-        let before = Ledger::default().update(&desired(&[1], Ipv4Addr::new(10, 1, 0, 254)), &BTreeSet::new());
+        let before = Ledger::default().update(
+            &desired(&[1], Ipv4Addr::new(10, 1, 0, 254)),
+            &BTreeSet::new(),
+        );
         let mut moved = desired(&[1], Ipv4Addr::new(10, 9, 0, 9));
         moved.networks.get_mut(&NETWORK).unwrap().range.0 = Ipv4Addr::new(10, 9, 0, 2);
         let after = before.update(&moved, &BTreeSet::new());
@@ -423,7 +469,10 @@ mod tests {
         std::fs::create_dir_all(paths.pillar()).unwrap();
         let file = LedgerFile::at(&paths);
         assert_eq!(file.read().unwrap(), Ledger::default());
-        let ledger = Ledger::default().update(&desired(&[1, 2], Ipv4Addr::new(10, 1, 0, 9)), &BTreeSet::new());
+        let ledger = Ledger::default().update(
+            &desired(&[1, 2], Ipv4Addr::new(10, 1, 0, 9)),
+            &BTreeSet::new(),
+        );
         file.write(&ledger).unwrap();
         assert_eq!(file.read().unwrap(), ledger);
     }

@@ -122,7 +122,11 @@ impl Program {
         let mut child = Command::new(&program)
             .args(&self.args)
             .env("LC_ALL", "C.UTF-8")
-            .stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(if self.input.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -131,7 +135,8 @@ impl Program {
                 program: program.clone(),
                 source,
             })?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feed = async {
             if let (Some(mut stdin), Some(input)) = (stdin, &self.input) {
                 // A program that ends early without reading all says why on its standard error.
@@ -180,9 +185,16 @@ mod tests {
     async fn output_input_and_failure_are_told() {
         let out = Program::new("cat").input("hello").run().await.unwrap();
         assert_eq!(out, "hello");
-        let error = Program::new("cat").arg("/nowhere/at/all").run().await.unwrap_err();
+        let error = Program::new("cat")
+            .arg("/nowhere/at/all")
+            .run()
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
-        let error = Program::new("skerry-no-such-program").run().await.unwrap_err();
+        let error = Program::new("skerry-no-such-program")
+            .run()
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("is it in the image"), "{error}");
     }
 

@@ -33,7 +33,7 @@ pub enum UnitState {
     Gone,
     /// It runs.
     Running {
-        /// Its main process.
+        /// Its main process; 0 if that has ended and others are still there.
         pid: u32,
     },
     /// It ended and is remembered until it is forgotten.
@@ -50,7 +50,12 @@ pub trait Units: Send + Sync + 'static {
     /// Looks what became of a unit.
     fn look<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<UnitState, ProgramError>>;
     /// Sends a signal: to the main process, or to all of the unit's processes.
-    fn signal<'a>(&'a self, name: &'a str, signal: i32, all: bool) -> BoxFuture<'a, Result<(), ProgramError>>;
+    fn signal<'a>(
+        &'a self,
+        name: &'a str,
+        signal: i32,
+        all: bool,
+    ) -> BoxFuture<'a, Result<(), ProgramError>>;
     /// Forgets a unit that ended, so that its name can be used again.
     fn forget<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ProgramError>>;
     /// Names of the units that begin so, running or remembered.
@@ -64,7 +69,10 @@ pub struct Systemd;
 impl Units for Systemd {
     fn start(&self, unit: UnitSpec) -> BoxFuture<'_, Result<(), ProgramError>> {
         Box::pin(async move {
-            Program::new("systemd-run").args(run_arguments(&unit)).run().await?;
+            Program::new("systemd-run")
+                .args(run_arguments(&unit))
+                .run()
+                .await?;
             Ok(())
         })
     }
@@ -72,7 +80,11 @@ impl Units for Systemd {
     fn look<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<UnitState, ProgramError>> {
         Box::pin(async move {
             let said = Program::new("systemctl")
-                .args(["show", "--property=LoadState,ActiveState,MainPID,Result,ExecMainCode,ExecMainStatus", "--"])
+                .args([
+                    "show",
+                    "--property=LoadState,ActiveState,MainPID,Result,ExecMainCode,ExecMainStatus",
+                    "--",
+                ])
                 .arg(name)
                 .run()
                 .await?;
@@ -80,20 +92,38 @@ impl Units for Systemd {
         })
     }
 
-    fn signal<'a>(&'a self, name: &'a str, signal: i32, all: bool) -> BoxFuture<'a, Result<(), ProgramError>> {
+    fn signal<'a>(
+        &'a self,
+        name: &'a str,
+        signal: i32,
+        all: bool,
+    ) -> BoxFuture<'a, Result<(), ProgramError>> {
         Box::pin(async move {
-            let whom = if all { "--kill-whom=all" } else { "--kill-whom=main" };
+            let whom = if all {
+                "--kill-whom=all"
+            } else {
+                "--kill-whom=main"
+            };
             let signal = format!("--signal={signal}");
-            Program::new("systemctl").args(["kill", whom, &signal, "--", name]).run().await?;
+            Program::new("systemctl")
+                .args(["kill", whom, &signal, "--", name])
+                .run()
+                .await?;
             Ok(())
         })
     }
 
     fn forget<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ProgramError>> {
         Box::pin(async move {
-            match Program::new("systemctl").args(["reset-failed", "--", name]).run().await {
+            match Program::new("systemctl")
+                .args(["reset-failed", "--", name])
+                .run()
+                .await
+            {
                 // It was forgotten already.
-                Err(ProgramError::Failed { message, .. }) if message.contains("not loaded") => Ok(()),
+                Err(ProgramError::Failed { message, .. }) if message.contains("not loaded") => {
+                    Ok(())
+                }
                 result => result.map(drop),
             }
         })
@@ -103,7 +133,16 @@ impl Units for Systemd {
         Box::pin(async move {
             let pattern = format!("{prefix}*");
             let said = Program::new("systemctl")
-                .args(["list-units", "--all", "--plain", "--no-legend", "--no-pager", "--full", "--", &pattern])
+                .args([
+                    "list-units",
+                    "--all",
+                    "--plain",
+                    "--no-legend",
+                    "--no-pager",
+                    "--full",
+                    "--",
+                    &pattern,
+                ])
                 .run()
                 .await?;
             Ok(said
@@ -145,7 +184,7 @@ fn read_show(text: &str) -> UnitState {
     };
     let pid: u32 = get("MainPID").parse().unwrap_or(0);
     match get("ActiveState") {
-        "active" | "activating" | "reloading" | "deactivating" if pid > 0 => UnitState::Running { pid },
+        "active" | "activating" | "reloading" | "deactivating" => UnitState::Running { pid },
         "failed" => {
             // CLD_EXITED is 1, CLD_KILLED 2, CLD_DUMPED 3 (siginfo.h).
             let status = get("ExecMainStatus");
@@ -177,7 +216,10 @@ mod tests {
             args: vec!["--flag".into()],
             properties: vec![("MemoryMax".into(), "1M".into())],
         };
-        let args: Vec<String> = run_arguments(&unit).into_iter().map(|arg| arg.into_string().unwrap()).collect();
+        let args: Vec<String> = run_arguments(&unit)
+            .into_iter()
+            .map(|arg| arg.into_string().unwrap())
+            .collect();
         assert_eq!(
             args,
             [
@@ -203,11 +245,23 @@ mod tests {
             ))
         };
         let ended = |how: &str| UnitState::Ended { how: how.into() };
-        assert_eq!(show("active", 42, "success", 0, 0), UnitState::Running { pid: 42 });
-        assert_eq!(show("deactivating", 42, "success", 0, 0), UnitState::Running { pid: 42 });
+        assert_eq!(
+            show("active", 42, "success", 0, 0),
+            UnitState::Running { pid: 42 }
+        );
+        assert_eq!(
+            show("deactivating", 0, "success", 1, 0),
+            UnitState::Running { pid: 0 }
+        );
         assert_eq!(show("inactive", 0, "success", 1, 0), UnitState::Gone);
-        assert_eq!(show("failed", 0, "exit-code", 1, 3), ended("it ended with status 3"));
-        assert_eq!(show("failed", 0, "signal", 2, 9), ended("signal 9 ended it"));
+        assert_eq!(
+            show("failed", 0, "exit-code", 1, 3),
+            ended("it ended with status 3")
+        );
+        assert_eq!(
+            show("failed", 0, "signal", 2, 9),
+            ended("signal 9 ended it")
+        );
         assert_eq!(
             show("failed", 0, "oom-kill", 2, 9),
             ended("signal 9 ended it: it ran out of the memory it may use")

@@ -117,7 +117,11 @@ pub fn plan(facts: &Facts) -> Step {
         None => Step::Manifest(facts.manifest),
         Some(Document::Index(_)) => Step::Nested,
         Some(_) if !facts.missing.is_empty() => Step::Blobs(facts.missing.clone()),
-        Some(Document::Machine { kernel, initrds, disk }) => Step::Machine {
+        Some(Document::Machine {
+            kernel,
+            initrds,
+            disk,
+        }) => Step::Machine {
             kernel: kernel.clone(),
             initrds: initrds.clone(),
             disk: disk.clone(),
@@ -154,7 +158,12 @@ pub fn look(store: &Store, content: &Content) -> Result<Facts, ContentError> {
         facts.document = read(&facts.manifest)?;
     }
     if let Some(document) = &facts.document {
-        facts.missing = document.blobs().into_iter().filter(|blob| !store.has(blob)).cloned().collect();
+        facts.missing = document
+            .blobs()
+            .into_iter()
+            .filter(|blob| !store.has(blob))
+            .cloned()
+            .collect();
         if let Document::Container { config, .. } = document {
             if let Some(bytes) = store.document(&config.digest)? {
                 facts.config = Some(manifest::parse_config(&bytes)?);
@@ -170,7 +179,11 @@ pub fn look(store: &Store, content: &Content) -> Result<Facts, ContentError> {
 pub fn references(store: &Store, content: &Content) -> (Vec<Digest>, Option<Digest>) {
     match look(store, content) {
         Ok(facts) => {
-            let blobs = facts.document.iter().flat_map(Document::blobs).map(|blob| blob.digest);
+            let blobs = facts
+                .document
+                .iter()
+                .flat_map(Document::blobs)
+                .map(|blob| blob.digest);
             let all = blobs.chain([facts.manifest]).chain(facts.index).collect();
             (all, Some(facts.manifest))
         }
@@ -180,7 +193,12 @@ pub fn references(store: &Store, content: &Content) -> (Vec<Digest>, Option<Dige
 }
 
 /// Brings a content tree here, step by step, until it is an image.
-pub async fn bring(store: &Store, content: &Content, datastore: &Datastore, progress: &Progress) -> Result<Image, ContentError> {
+pub async fn bring(
+    store: &Store,
+    content: &Content,
+    datastore: &Datastore,
+    progress: &Progress,
+) -> Result<Image, ContentError> {
     // Made when first needed: what is here already needs no registry and no certificates.
     let mut registry = None;
     loop {
@@ -206,7 +224,9 @@ pub async fn bring(store: &Store, content: &Content, datastore: &Datastore, prog
             Step::Blobs(blobs) => {
                 let registry = open(&mut registry, datastore)?;
                 for blob in &blobs {
-                    store.fetch(registry, &content.repository, blob, progress).await?;
+                    store
+                        .fetch(registry, &content.repository, blob, progress)
+                        .await?;
                 }
             }
             Step::Rootfs(layers, config) => {
@@ -219,21 +239,33 @@ pub async fn bring(store: &Store, content: &Content, datastore: &Datastore, prog
                     notes,
                 });
             }
-            Step::Machine { kernel, initrds, disk } => {
+            Step::Machine {
+                kernel,
+                initrds,
+                disk,
+            } => {
                 return Ok(Image::Machine {
                     kernel: store.blob(&kernel.digest),
-                    initrds: initrds.iter().map(|initrd| store.blob(&initrd.digest)).collect(),
+                    initrds: initrds
+                        .iter()
+                        .map(|initrd| store.blob(&initrd.digest))
+                        .collect(),
                     disk: store.blob(&disk.digest),
                     disk_bytes: disk.size,
                     qcow2: content.kind == ContentKind::MachineQcow2,
                 });
             }
-            Step::Nested => return Err(ContentError::Nested(facts.index.unwrap_or(facts.manifest))),
+            Step::Nested => {
+                return Err(ContentError::Nested(facts.index.unwrap_or(facts.manifest)));
+            }
         }
     }
 }
 
-fn open<'a>(registry: &'a mut Option<Registry>, datastore: &Datastore) -> Result<&'a Registry, RegistryError> {
+fn open<'a>(
+    registry: &'a mut Option<Registry>,
+    datastore: &Datastore,
+) -> Result<&'a Registry, RegistryError> {
     match registry {
         Some(registry) => Ok(registry),
         None => Ok(registry.insert(Registry::new(datastore)?)),

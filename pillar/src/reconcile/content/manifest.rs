@@ -104,12 +104,17 @@ impl Document {
     pub fn blobs(&self) -> Vec<&Descriptor> {
         match self {
             Document::Index(manifest) => vec![manifest],
-            Document::Container { config, layers } => {
-                std::iter::once(config).chain(layers.iter().map(|layer| &layer.blob)).collect()
-            }
-            Document::Machine { kernel, initrds, disk } => {
-                std::iter::once(kernel).chain(initrds).chain(std::iter::once(disk)).collect()
-            }
+            Document::Container { config, layers } => std::iter::once(config)
+                .chain(layers.iter().map(|layer| &layer.blob))
+                .collect(),
+            Document::Machine {
+                kernel,
+                initrds,
+                disk,
+            } => std::iter::once(kernel)
+                .chain(initrds)
+                .chain(std::iter::once(disk))
+                .collect(),
         }
     }
 }
@@ -196,7 +201,10 @@ pub fn parse(bytes: &[u8], kind: ContentKind) -> Result<Document, ManifestError>
         source,
     })?;
     if raw.schema_version != 2 {
-        return unsupported(format!("manifests of schema version {} are not supported, only 2", raw.schema_version));
+        return unsupported(format!(
+            "manifests of schema version {} are not supported, only 2",
+            raw.schema_version
+        ));
     }
     // A document that could be read as either kind is refused, whatever type it claims (OCI Image Specification 1.1,
     // manifest.md and image-index.md forbid the other's field for this reason).
@@ -210,7 +218,10 @@ pub fn parse(bytes: &[u8], kind: ContentKind) -> Result<Document, ManifestError>
         (None, Some(layers)) => {
             check_type(raw.media_type.as_deref(), &IMAGE_TYPES)?;
             if layers.len() > LAYER_LIMIT {
-                return unsupported(format!("the image has {} layers; at most {LAYER_LIMIT} are taken", layers.len()));
+                return unsupported(format!(
+                    "the image has {} layers; at most {LAYER_LIMIT} are taken",
+                    layers.len()
+                ));
             }
             match kind {
                 ContentKind::Container => container(raw.config.as_ref(), &layers),
@@ -258,12 +269,16 @@ fn choose(manifests: &[RawDescriptor]) -> Result<Document, ManifestError> {
     }
 }
 
-fn container(config: Option<&RawDescriptor>, layers: &[RawDescriptor]) -> Result<Document, ManifestError> {
+fn container(
+    config: Option<&RawDescriptor>,
+    layers: &[RawDescriptor],
+) -> Result<Document, ManifestError> {
     let Some(config) = config else {
         return unsupported("the container image's manifest names no config");
     };
     match config.media_type.as_str() {
-        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" => {}
+        "application/vnd.oci.image.config.v1+json"
+        | "application/vnd.docker.container.image.v1+json" => {}
         other => {
             return unsupported(format!(
                 "the config's media type is {}: this is not a container image",
@@ -275,7 +290,8 @@ fn container(config: Option<&RawDescriptor>, layers: &[RawDescriptor]) -> Result
         .iter()
         .map(|layer| {
             let packing = match layer.media_type.as_str() {
-                "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Packing::Tar,
+                "application/vnd.oci.image.layer.v1.tar"
+                | "application/vnd.docker.image.rootfs.diff.tar" => Packing::Tar,
                 "application/vnd.oci.image.layer.v1.tar+gzip"
                 | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Packing::Gzip,
                 "application/vnd.oci.image.layer.v1.tar+zstd"
@@ -318,8 +334,16 @@ fn machine(layers: &[RawDescriptor]) -> Result<Document, ManifestError> {
             "kernel" if kernel.is_none() => kernel = Some(blob),
             "disk-root" if disk.is_none() => disk = Some(blob),
             "initrd" => initrds.push(blob),
-            "kernel" | "disk-root" => return unsupported(format!("the machine image has two layers of the role {role}")),
-            "" => return unsupported(format!("a layer of the machine image has no annotation {ROLE}")),
+            "kernel" | "disk-root" => {
+                return unsupported(format!(
+                    "the machine image has two layers of the role {role}"
+                ));
+            }
+            "" => {
+                return unsupported(format!(
+                    "a layer of the machine image has no annotation {ROLE}"
+                ));
+            }
             other => {
                 return unsupported(format!(
                     "layers of the role {} are not supported; kernel, initrd and disk-root are",
@@ -329,15 +353,24 @@ fn machine(layers: &[RawDescriptor]) -> Result<Document, ManifestError> {
         }
     }
     match (kernel, disk) {
-        (Some(kernel), Some(disk)) => Ok(Document::Machine { kernel, initrds, disk }),
+        (Some(kernel), Some(disk)) => Ok(Document::Machine {
+            kernel,
+            initrds,
+            disk,
+        }),
         (None, _) => unsupported(format!("the machine image has no layer with {ROLE}=kernel")),
-        (_, None) => unsupported(format!("the machine image has no layer with {ROLE}=disk-root")),
+        (_, None) => unsupported(format!(
+            "the machine image has no layer with {ROLE}=disk-root"
+        )),
     }
 }
 
 /// Text from outside, fit for a message.
 fn short(text: &str) -> String {
-    text.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars()
+        .take(120)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// What a container image says of its process.
@@ -437,14 +470,20 @@ mod tests {
         for (layer_type, packing) in [
             ("application/vnd.oci.image.layer.v1.tar", Packing::Tar),
             ("application/vnd.oci.image.layer.v1.tar+zstd", Packing::Zstd),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Packing::Gzip),
+            (
+                "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                Packing::Gzip,
+            ),
         ] {
             let Document::Container { config, layers } =
                 read(&container_manifest(layer_type), ContentKind::Container).unwrap()
             else {
                 panic!("not a container");
             };
-            assert_eq!((config.size, layers.len(), layers[0].packing), (10, 1, packing));
+            assert_eq!(
+                (config.size, layers.len(), layers[0].packing),
+                (10, 1, packing)
+            );
         }
     }
 
@@ -452,7 +491,10 @@ mod tests {
     fn what_is_unknown_is_refused_by_name() {
         let good = container_manifest("application/vnd.oci.image.layer.v1.tar");
         let mut cases: Vec<(Value, &str)> = vec![
-            (container_manifest("application/vnd.oci.image.layer.nondistributable.v1.tar"), "nondistributable"),
+            (
+                container_manifest("application/vnd.oci.image.layer.nondistributable.v1.tar"),
+                "nondistributable",
+            ),
             (json!({"schemaVersion": 1}), "schema version 1"),
             (json!({"schemaVersion": 2}), "neither"),
             (json!([]), "JSON"),
@@ -463,17 +505,27 @@ mod tests {
             cases.push((bad, said));
         };
         change("/mediaType", json!("text/html"), "text/html");
-        change("/config/mediaType", json!("application/vnd.evil"), "not a container image");
+        change(
+            "/config/mediaType",
+            json!("application/vnd.evil"),
+            "not a container image",
+        );
         change("/layers/0/digest", json!("md5:00"), "no digest");
         change("/layers/0/size", json!(u64::MAX), "at most");
         change("/layers/0/size", json!(-1), "JSON");
         change("/config/size", json!(DOCUMENT_LIMIT + 1), "at most");
-        change("/layers", Value::Array(vec![good["layers"][0].clone(); 129]), "129 layers");
+        change(
+            "/layers",
+            Value::Array(vec![good["layers"][0].clone(); 129]),
+            "129 layers",
+        );
         let mut both = good.clone();
         both["manifests"] = json!([]);
         cases.push((both, "both"));
         for (value, said) in cases {
-            let error = read(&value, ContentKind::Container).unwrap_err().to_string();
+            let error = read(&value, ContentKind::Container)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(said), "{error} should contain {said}");
         }
     }
@@ -487,7 +539,9 @@ mod tests {
         };
         assert_eq!(chosen.digest, Digest::of(&[2]));
         let index = json!({"schemaVersion": 2, "manifests": [entry("riscv64", 1)]});
-        let error = read(&index, ContentKind::Container).unwrap_err().to_string();
+        let error = read(&index, ContentKind::Container)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("linux/riscv64"), "{error}");
     }
 
@@ -498,20 +552,40 @@ mod tests {
     #[test]
     fn machine_images_are_read_by_role() {
         let image = |layers: Vec<Value>| json!({"schemaVersion": 2, "layers": layers});
-        let good = image(vec![machine_layer("disk-root", 1), machine_layer("kernel", 2), machine_layer("initrd", 3)]);
-        let Document::Machine { kernel, initrds, disk } = read(&good, ContentKind::MachineRaw).unwrap() else {
+        let good = image(vec![
+            machine_layer("disk-root", 1),
+            machine_layer("kernel", 2),
+            machine_layer("initrd", 3),
+        ]);
+        let Document::Machine {
+            kernel,
+            initrds,
+            disk,
+        } = read(&good, ContentKind::MachineRaw).unwrap()
+        else {
             panic!("not a machine");
         };
         assert_eq!((kernel.size, initrds.len(), disk.size), (2, 1, 1));
         for (layers, said) in [
             (vec![machine_layer("kernel", 1)], "disk-root"),
             (vec![machine_layer("disk-root", 1)], "kernel"),
-            (vec![machine_layer("kernel", 1), machine_layer("kernel", 2)], "two layers"),
+            (
+                vec![machine_layer("kernel", 1), machine_layer("kernel", 2)],
+                "two layers",
+            ),
             (vec![machine_layer("disk-additional", 1)], "disk-additional"),
-            (vec![json!({"mediaType": "x", "digest": digest(1), "size": 1})], "no annotation"),
-            (vec![json!({"mediaType": "x+gzip", "digest": digest(1), "size": 1})], "compressed"),
+            (
+                vec![json!({"mediaType": "x", "digest": digest(1), "size": 1})],
+                "no annotation",
+            ),
+            (
+                vec![json!({"mediaType": "x+gzip", "digest": digest(1), "size": 1})],
+                "compressed",
+            ),
         ] {
-            let error = read(&image(layers), ContentKind::MachineQcow2).unwrap_err().to_string();
+            let error = read(&image(layers), ContentKind::MachineQcow2)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(said), "{error} should contain {said}");
         }
     }
@@ -525,10 +599,17 @@ mod tests {
             .as_bytes(),
         )
         .unwrap();
-        assert_eq!((config.cmd, config.entrypoint, config.env), (vec!["sh".into()], vec![], vec!["A=b".into()]));
-        let error = parse_config(br#"{"os":"windows","architecture":"amd64"}"#).unwrap_err().to_string();
+        assert_eq!(
+            (config.cmd, config.entrypoint, config.env),
+            (vec!["sh".into()], vec![], vec!["A=b".into()])
+        );
+        let error = parse_config(br#"{"os":"windows","architecture":"amd64"}"#)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("windows/amd64"), "{error}");
-        let zero = json!({"os": "linux", "architecture": architecture(), "config": {"Cmd": ["a\0b"]}}).to_string();
+        let zero =
+            json!({"os": "linux", "architecture": architecture(), "config": {"Cmd": ["a\0b"]}})
+                .to_string();
         assert!(parse_config(zero.as_bytes()).is_err());
     }
 }

@@ -79,7 +79,11 @@ enum Stage {
 }
 
 /// Follows `desired` for ever. `changed` gets the state after each change.
-pub async fn run(mut desired: watch::Receiver<Arc<Desired>>, store: Store, changed: watch::Sender<Arc<Contents>>) {
+pub async fn run(
+    mut desired: watch::Receiver<Arc<Desired>>,
+    store: Store,
+    changed: watch::Sender<Arc<Contents>>,
+) {
     let permits = Arc::new(Semaphore::new(AT_A_TIME));
     let mut items: BTreeMap<ContentId, Item> = BTreeMap::new();
     let mut jobs: JoinSet<(ContentId, u64, Result<Image, ContentError>)> = JoinSet::new();
@@ -123,7 +127,11 @@ pub async fn run(mut desired: watch::Receiver<Arc<Desired>>, store: Store, chang
             }
         }
         // Only while nobody writes: a file that has just been begun is not yet referred to.
-        if collect_garbage && !items.values().any(|item| matches!(item.stage, Stage::Working(_))) {
+        if collect_garbage
+            && !items
+                .values()
+                .any(|item| matches!(item.stage, Stage::Working(_)))
+        {
             collect(&store, &items).await;
             collect_garbage = false;
         }
@@ -163,10 +171,13 @@ fn wanted(desired: &Desired) -> BTreeMap<ContentId, Wanted> {
 }
 
 async fn work(store: &Store, wanted: &Wanted, progress: &Progress) -> Result<Image, ContentError> {
-    let datastore = wanted.datastore.as_ref().ok_or_else(|| registry::RegistryError::Settings {
-        registry: wanted.content.datastore.to_string(),
-        reason: "the config does not describe this data store".into(),
-    })?;
+    let datastore = wanted
+        .datastore
+        .as_ref()
+        .ok_or_else(|| registry::RegistryError::Settings {
+            registry: wanted.content.datastore.to_string(),
+            reason: "the config does not describe this data store".into(),
+        })?;
     image::bring(store, &wanted.content, datastore, progress).await
 }
 
@@ -195,7 +206,10 @@ fn settle(item: &mut Item, result: Result<Image, ContentError>) {
 }
 
 async fn collect(store: &Store, items: &BTreeMap<ContentId, Item>) {
-    let contents: Vec<Content> = items.values().map(|item| item.wanted.content.clone()).collect();
+    let contents: Vec<Content> = items
+        .values()
+        .map(|item| item.wanted.content.clone())
+        .collect();
     let store = store.clone();
     let done = tokio::task::spawn_blocking(move || {
         let (mut blobs, mut rootfs) = (BTreeSet::new(), BTreeSet::new());

@@ -86,9 +86,14 @@ impl Registry {
             registry: registry.clone(),
             reason,
         };
-        let base = Url::parse(&format!("https://{registry}/v2/")).map_err(|error| bad(error.to_string()))?;
+        let base = Url::parse(&format!("https://{registry}/v2/"))
+            .map_err(|error| bad(error.to_string()))?;
         // The name is what came after https://; anything more (a path, a user) is a mistake that must not pass unseen.
-        if base.path() != "/v2/" || !base.username().is_empty() || base.query().is_some() || base.host_str().is_none() {
+        if base.path() != "/v2/"
+            || !base.username().is_empty()
+            || base.query().is_some()
+            || base.host_str().is_none()
+        {
             return Err(bad("expected host or host:port".into()));
         }
         let mut roots = rustls::RootCertStore::empty();
@@ -96,8 +101,14 @@ impl Registry {
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                 certificate
                     .map_err(|error| error.to_string())
-                    .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()))
-                    .map_err(|reason| bad(format!("a certificate authority of the data store cannot be read: {reason}")))?;
+                    .and_then(|certificate| {
+                        roots.add(certificate).map_err(|error| error.to_string())
+                    })
+                    .map_err(|reason| {
+                        bad(format!(
+                            "a certificate authority of the data store cannot be read: {reason}"
+                        ))
+                    })?;
             }
         }
         if let Ok(certificates) = CertificateDer::pem_file_iter(SYSTEM_ROOTS) {
@@ -108,11 +119,13 @@ impl Registry {
                 "no certificate authority is known; give the data store the registry's".into(),
             ));
         }
-        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| bad(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| bad(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -136,7 +149,11 @@ impl Registry {
     }
 
     /// A manifest's bytes, whole, checked against its digest.
-    pub async fn manifest(&self, repository: &str, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+    pub async fn manifest(
+        &self,
+        repository: &str,
+        digest: &Digest,
+    ) -> Result<Vec<u8>, RegistryError> {
         let url = self.url(repository, "manifests", digest)?;
         let response = self.get(repository, &url, None).await?;
         let mut body = response.bytes_stream();
@@ -144,7 +161,10 @@ impl Registry {
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| transport(&url, &error))?;
             if (bytes.len() + piece.len()) as u64 > DOCUMENT_LIMIT {
-                return Err(content(&url, format!("the manifest is larger than {DOCUMENT_LIMIT} bytes")));
+                return Err(content(
+                    &url,
+                    format!("the manifest is larger than {DOCUMENT_LIMIT} bytes"),
+                ));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -152,21 +172,38 @@ impl Registry {
         if found != *digest {
             return Err(content(
                 &url,
-                format!("the manifest has the digest {found}, not the one asked for; it was changed on its way or in the registry"),
+                format!(
+                    "the manifest has the digest {found}, not the one asked for; it was changed on its way or in the registry"
+                ),
             ));
         }
         Ok(bytes)
     }
 
     /// A blob's bytes from `from` on; the registry may choose to send it from the beginning.
-    pub async fn blob(&self, repository: &str, digest: &Digest, from: u64) -> Result<BlobStream, RegistryError> {
+    pub async fn blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<BlobStream, RegistryError> {
         let url = self.url(repository, "blobs", digest)?;
-        let response = self.get(repository, &url, (from > 0).then_some(from)).await?;
+        let response = self
+            .get(repository, &url, (from > 0).then_some(from))
+            .await?;
         let start = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let range = response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok());
             match range.and_then(range_start) {
                 Some(start) if start == from => start,
-                _ => return Err(content(&url, "it answered with another range than the one asked for".into())),
+                _ => {
+                    return Err(content(
+                        &url,
+                        "it answered with another range than the one asked for".into(),
+                    ));
+                }
             }
         } else {
             0
@@ -195,17 +232,28 @@ impl Registry {
             })
     }
 
-    async fn get(&self, repository: &str, url: &Url, from: Option<u64>) -> Result<Response, RegistryError> {
+    async fn get(
+        &self,
+        repository: &str,
+        url: &Url,
+        from: Option<u64>,
+    ) -> Result<Response, RegistryError> {
         let mut tried_to_log_in = false;
         loop {
-            let mut request = self.client.get(url.clone()).header(ACCEPT, accepted_types());
+            let mut request = self
+                .client
+                .get(url.clone())
+                .header(ACCEPT, accepted_types());
             if let Some(authorization) = self.authorization.lock().await.as_ref() {
                 request = request.header(AUTHORIZATION, authorization);
             }
             if let Some(from) = from {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.send().await.map_err(|error| transport(url, &error))?;
+            let response = request
+                .send()
+                .await
+                .map_err(|error| transport(url, &error))?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && !tried_to_log_in {
                 tried_to_log_in = true;
@@ -222,7 +270,9 @@ impl Registry {
                 return Ok(response);
             }
             let hint = match status {
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; check the data store's user name and password",
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    "; check the data store's user name and password"
+                }
                 StatusCode::NOT_FOUND => "; check repository and digest of the image",
                 StatusCode::TOO_MANY_REQUESTS => "; it limits the number of downloads",
                 _ => "",
@@ -243,7 +293,8 @@ impl Registry {
         url: &Url,
     ) -> Result<String, RegistryError> {
         let basic = self.login.as_ref().map(|(user, password)| {
-            let both = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            let both =
+                base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
             format!("Basic {both}")
         });
         match challenge {
@@ -260,8 +311,12 @@ impl Registry {
                     #[serde(default)]
                     access_token: String,
                 }
-                let mut token_url = Url::parse(&realm)
-                    .map_err(|error| content(url, format!("its token service {realm:?} has no usable address: {error}")))?;
+                let mut token_url = Url::parse(&realm).map_err(|error| {
+                    content(
+                        url,
+                        format!("its token service {realm:?} has no usable address: {error}"),
+                    )
+                })?;
                 {
                     let mut query = token_url.query_pairs_mut();
                     if let Some(service) = &service {
@@ -273,7 +328,10 @@ impl Registry {
                 if let Some(basic) = basic {
                     request = request.header(AUTHORIZATION, basic);
                 }
-                let response = request.send().await.map_err(|error| transport(&token_url, &error))?;
+                let response = request
+                    .send()
+                    .await
+                    .map_err(|error| transport(&token_url, &error))?;
                 if !response.status().is_success() {
                     return Err(RegistryError::Status {
                         url: token_url.to_string(),
@@ -286,12 +344,20 @@ impl Registry {
                 while let Some(piece) = body.next().await {
                     bytes.extend_from_slice(&piece.map_err(|error| transport(&token_url, &error))?);
                     if bytes.len() > 64 * 1024 {
-                        return Err(content(&token_url, "the token is larger than 64 KiB".into()));
+                        return Err(content(
+                            &token_url,
+                            "the token is larger than 64 KiB".into(),
+                        ));
                     }
                 }
-                let token: Token = serde_json::from_slice(&bytes)
-                    .map_err(|error| content(&token_url, format!("the token cannot be read: {error}")))?;
-                let token = if token.token.is_empty() { token.access_token } else { token.token };
+                let token: Token = serde_json::from_slice(&bytes).map_err(|error| {
+                    content(&token_url, format!("the token cannot be read: {error}"))
+                })?;
+                let token = if token.token.is_empty() {
+                    token.access_token
+                } else {
+                    token.token
+                };
                 Ok(format!("Bearer {token}"))
             }
             None => Err(RegistryError::Status {
@@ -307,7 +373,10 @@ impl Registry {
 #[derive(Debug, PartialEq, Eq)]
 enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+    },
 }
 
 /// Reads a WWW-Authenticate header (RFC 9110, 11.6.1) as far as registries use it: one challenge, quoted parameters.
@@ -323,7 +392,9 @@ fn parse_challenge(header: &str) -> Option<Challenge> {
     while let Some((name, after)) = rest.split_once('=') {
         let (value, after) = match after.strip_prefix('"') {
             Some(quoted) => quoted.split_once('"')?,
-            None => after.split_once(',').map_or((after, ""), |(value, after)| (value, after)),
+            None => after
+                .split_once(',')
+                .map_or((after, ""), |(value, after)| (value, after)),
         };
         match name.trim_matches([' ', ',']).to_ascii_lowercase().as_str() {
             "realm" => realm = Some(value.to_owned()),
@@ -332,12 +403,20 @@ fn parse_challenge(header: &str) -> Option<Challenge> {
         }
         rest = after;
     }
-    Some(Challenge::Bearer { realm: realm?, service })
+    Some(Challenge::Bearer {
+        realm: realm?,
+        service,
+    })
 }
 
 /// The first byte of `bytes 5-9/10`.
 fn range_start(header: &str) -> Option<u64> {
-    header.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+    header
+        .strip_prefix("bytes ")?
+        .split_once('-')?
+        .0
+        .parse()
+        .ok()
 }
 
 /// Whether a text is a repository name (OCI Distribution Specification, Pulling manifests), which also makes it harmless
@@ -346,9 +425,9 @@ fn is_repository(name: &str) -> bool {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && part.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && part
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'))
+            && part.chars().all(|c| {
+                c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-')
+            })
             && !part.contains("..")
     };
     name.len() <= 255 && name.split('/').all(part)
@@ -391,7 +470,9 @@ mod tests {
     fn challenges_are_read() {
         assert_eq!(parse_challenge("Basic realm=\"x\""), Some(Challenge::Basic));
         assert_eq!(
-            parse_challenge("Bearer realm=\"https://auth.example/token\",service=\"reg\",scope=\"repository:a:pull\""),
+            parse_challenge(
+                "Bearer realm=\"https://auth.example/token\",service=\"reg\",scope=\"repository:a:pull\""
+            ),
             Some(Challenge::Bearer {
                 realm: "https://auth.example/token".into(),
                 service: Some("reg".into())
@@ -404,7 +485,13 @@ mod tests {
                 service: Some("reg".into())
             })
         );
-        for bad in ["", "Digest realm=\"x\"", "Bearer", "Bearer realm=\"unclosed", "Bearer service=\"x\""] {
+        for bad in [
+            "",
+            "Digest realm=\"x\"",
+            "Bearer",
+            "Bearer realm=\"unclosed",
+            "Bearer service=\"x\"",
+        ] {
             assert_eq!(parse_challenge(bad), None, "{bad}");
         }
     }
@@ -418,17 +505,33 @@ mod tests {
 
     #[test]
     fn repository_names_are_checked() {
-        for good in ["hello", "a/b/c", "library/debian-12", "a__b", "a--b", "x.y/z"] {
+        for good in [
+            "hello",
+            "a/b/c",
+            "library/debian-12",
+            "a__b",
+            "a--b",
+            "x.y/z",
+        ] {
             assert!(is_repository(good), "{good}");
         }
-        for bad in ["", "/", "a/", "/a", "a//b", "A", "a/../b", "a?x", "a#x", "a b", "a/..", "-a", "a%2f"] {
+        for bad in [
+            "", "/", "a/", "/a", "a//b", "A", "a/../b", "a?x", "a#x", "a b", "a/..", "-a", "a%2f",
+        ] {
             assert!(!is_repository(bad), "{bad}");
         }
     }
 
     #[test]
     fn a_registry_that_is_no_host_is_refused() {
-        for bad in ["", "host/path", "user@host", "host:port", "host?x", "http://host"] {
+        for bad in [
+            "",
+            "host/path",
+            "user@host",
+            "host:port",
+            "host?x",
+            "http://host",
+        ] {
             let store = Datastore {
                 registry: bad.into(),
                 ca_certificates: vec![],

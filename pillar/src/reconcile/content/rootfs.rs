@@ -75,25 +75,41 @@ pub fn ready(store: &Store, manifest: &Digest) -> Result<Option<Notes>, FileErro
 }
 
 /// Makes the root file system of an image whose layers are all in the store.
-pub async fn build(store: &Store, manifest: Digest, layers: &[Layer], config: &ImageConfig) -> Result<Notes, RootfsError> {
+pub async fn build(
+    store: &Store,
+    manifest: Digest,
+    layers: &[Layer],
+    config: &ImageConfig,
+) -> Result<Notes, RootfsError> {
     // The thread that unpacks holds the lock as well: when this work is given up, it may go on for a while.
     let alone = std::sync::Arc::new(store.unpacking.clone().lock_owned().await);
     let work = store.rootfs_work(&manifest);
     let unfinished = files::with_suffix(&work, ".erofs");
     files::remove(&unfinished)?;
     let notes = {
-        let (store, work, layers, user) = (store.clone(), work.clone(), layers.to_vec(), config.user.clone());
+        let (store, work, layers, user) = (
+            store.clone(),
+            work.clone(),
+            layers.to_vec(),
+            config.user.clone(),
+        );
         let alone = alone.clone();
         tokio::task::spawn_blocking(move || {
             let result = unpack_all(&store, &work, &layers, &user);
             drop(alone);
             result
         })
-            .await
-            .map_err(|_| RootfsError::Interrupted)??
+        .await
+        .map_err(|_| RootfsError::Interrupted)??
     };
     // The file system's id comes from the manifest, not from chance: the same image gives the same bytes.
-    let id = uuid::Uuid::from_bytes(manifest.bytes().first_chunk::<16>().copied().unwrap_or_default());
+    let id = uuid::Uuid::from_bytes(
+        manifest
+            .bytes()
+            .first_chunk::<16>()
+            .copied()
+            .unwrap_or_default(),
+    );
     Program::new("mkfs.erofs")
         .args(["-d0", "--preserve-mtime", "-U", &id.to_string()])
         .arg(&unfinished)
@@ -104,7 +120,8 @@ pub async fn build(store: &Store, manifest: Digest, layers: &[Layer], config: &I
         .await?;
     let store = store.clone();
     tokio::task::spawn_blocking(move || {
-        let text = serde_json::to_vec(&notes).map_err(|error| fail("writing", &work)(error.into()))?;
+        let text =
+            serde_json::to_vec(&notes).map_err(|error| fail("writing", &work)(error.into()))?;
         files::write_durably(&store.rootfs_notes(&manifest), &text, 0o600)?;
         File::open(&unfinished)
             .and_then(|file| file.sync_all())
@@ -117,7 +134,12 @@ pub async fn build(store: &Store, manifest: Digest, layers: &[Layer], config: &I
     .map_err(|_| RootfsError::Interrupted)?
 }
 
-fn unpack_all(store: &Store, work: &Path, layers: &[Layer], user: &str) -> Result<Notes, RootfsError> {
+fn unpack_all(
+    store: &Store,
+    work: &Path,
+    layers: &[Layer],
+    user: &str,
+) -> Result<Notes, RootfsError> {
     files::remove_tree(work)?;
     // Only root may look inside while set-user-id programs of strangers lie there.
     files::make_dir(work, 0o700)?;
@@ -129,12 +151,16 @@ fn unpack_all(store: &Store, work: &Path, layers: &[Layer], user: &str) -> Resul
     for (index, layer) in layers.iter().enumerate() {
         let path = store.blob(&layer.blob.digest);
         let file = File::open(&path).map_err(fail("opening", &path))?;
-        unpack::unpack(&root, BufReader::with_capacity(64 * 1024, file), layer.packing, &mut limits).map_err(|source| {
-            RootfsError::Unpack {
-                number: index + 1,
-                digest: layer.blob.digest,
-                source,
-            }
+        unpack::unpack(
+            &root,
+            BufReader::with_capacity(64 * 1024, file),
+            layer.packing,
+            &mut limits,
+        )
+        .map_err(|source| RootfsError::Unpack {
+            number: index + 1,
+            digest: layer.blob.digest,
+            source,
         })?;
     }
     let read = |name: &str| -> Result<String, FileError> {
@@ -146,7 +172,8 @@ fn unpack_all(store: &Store, work: &Path, layers: &[Layer], user: &str) -> Resul
         let bytes = files::read_limited(&etc.join(name), ACCOUNTS_LIMIT).unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
     };
-    let notes = resolve_user(user, &read("passwd")?, &read("group")?).ok_or_else(|| RootfsError::NoSuchUser(user.to_owned()))?;
+    let notes = resolve_user(user, &read("passwd")?, &read("group")?)
+        .ok_or_else(|| RootfsError::NoSuchUser(user.to_owned()))?;
     Ok(notes)
 }
 
@@ -158,14 +185,20 @@ fn resolve_user(user: &str, passwd: &str, group: &str) -> Option<Notes> {
     };
     let user = if user.is_empty() { "0" } else { user };
     let fields = |text: &'_ str| -> Vec<Vec<String>> {
-        text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect()
+        text.lines()
+            .map(|line| line.split(':').map(str::to_owned).collect())
+            .collect()
     };
     let number = |field: Option<&String>| field.and_then(|text| text.parse::<u32>().ok());
     let accounts = fields(passwd);
-    let by_name = accounts.iter().find(|account| account.first().is_some_and(|name| name == user));
+    let by_name = accounts
+        .iter()
+        .find(|account| account.first().is_some_and(|name| name == user));
     let by_number = || {
         let wanted = user.parse::<u32>().ok()?;
-        accounts.iter().find(|account| number(account.get(2)) == Some(wanted))
+        accounts
+            .iter()
+            .find(|account| number(account.get(2)) == Some(wanted))
     };
     let account = by_name.or_else(by_number);
     let uid = match account {
@@ -175,17 +208,26 @@ fn resolve_user(user: &str, passwd: &str, group: &str) -> Option<Notes> {
     let name = account.and_then(|account| account.first());
     let groups_known = fields(group);
     let gid = match wanted_group {
-        Some(wanted) => match groups_known.iter().find(|group| group.first().is_some_and(|name| name == wanted)) {
+        Some(wanted) => match groups_known
+            .iter()
+            .find(|group| group.first().is_some_and(|name| name == wanted))
+        {
             Some(group) => number(group.get(2))?,
             None => wanted.parse().ok()?,
         },
-        None => account.and_then(|account| number(account.get(3))).unwrap_or(0),
+        None => account
+            .and_then(|account| number(account.get(3)))
+            .unwrap_or(0),
     };
     // As container engines do: supplementary groups only if no group was named.
     let groups = match (wanted_group, name) {
         (None, Some(name)) => groups_known
             .iter()
-            .filter(|group| group.get(3).is_some_and(|members| members.split(',').any(|member| member == name)))
+            .filter(|group| {
+                group
+                    .get(3)
+                    .is_some_and(|members| members.split(',').any(|member| member == name))
+            })
             .filter_map(|group| number(group.get(2)))
             .filter(|group| *group != gid)
             .take(64)

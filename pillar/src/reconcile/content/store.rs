@@ -41,7 +41,9 @@ pub enum StoreError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Something else came than was announced.
-    #[error("the blob {expected} arrived with the digest {found}; it was thrown away and is fetched anew")]
+    #[error(
+        "the blob {expected} arrived with the digest {found}; it was thrown away and is fetched anew"
+    )]
     WrongDigest {
         /// What was asked for.
         expected: Digest,
@@ -49,7 +51,9 @@ pub enum StoreError {
         found: Digest,
     },
     /// More came than was announced.
-    #[error("the blob {digest} is larger than the {size} bytes that the manifest says; it was thrown away")]
+    #[error(
+        "the blob {digest} is larger than the {size} bytes that the manifest says; it was thrown away"
+    )]
     TooLarge {
         /// The blob.
         digest: Digest,
@@ -57,7 +61,9 @@ pub enum StoreError {
         size: u64,
     },
     /// The connection ended early.
-    #[error("the blob {digest} ended after {done} of {size} bytes; it goes on from there at the next attempt")]
+    #[error(
+        "the blob {digest} ended after {done} of {size} bytes; it goes on from there at the next attempt"
+    )]
     TooShort {
         /// The blob.
         digest: Digest,
@@ -67,7 +73,9 @@ pub enum StoreError {
         size: u64,
     },
     /// The disk is too full for it.
-    #[error("the blob {digest} needs {needed} bytes on the disk, {free} are free; remove apps or volumes")]
+    #[error(
+        "the blob {digest} needs {needed} bytes on the disk, {free} are free; remove apps or volumes"
+    )]
     NoRoom {
         /// The blob.
         digest: Digest,
@@ -111,7 +119,10 @@ impl Progress {
     #[must_use]
     pub fn get(&self) -> (u64, Option<u64>) {
         let total = self.total.load(Ordering::Relaxed);
-        (self.done.load(Ordering::Relaxed), (total > 0).then_some(total))
+        (
+            self.done.load(Ordering::Relaxed),
+            (total > 0).then_some(total),
+        )
     }
 }
 
@@ -167,7 +178,8 @@ impl Store {
     /// Whether a blob is here, verified and whole.
     #[must_use]
     pub fn has(&self, blob: &Descriptor) -> bool {
-        fs::symlink_metadata(self.blob(&blob.digest)).is_ok_and(|about| about.is_file() && about.len() == blob.size)
+        fs::symlink_metadata(self.blob(&blob.digest))
+            .is_ok_and(|about| about.is_file() && about.len() == blob.size)
     }
 
     /// Bytes of a blob that are here, verified or not yet.
@@ -218,7 +230,8 @@ impl Store {
         let result = if self.has(blob) {
             Ok(())
         } else {
-            self.fetch_alone(registry, repository, blob, progress, &alone).await
+            self.fetch_alone(registry, repository, blob, progress, &alone)
+                .await
         };
         drop(alone);
         // Locks that nobody holds or waits for are forgotten.
@@ -294,12 +307,17 @@ impl Store {
             }
         }
         drop(feed);
-        let written = writer.await.map_err(|_| StoreError::Interrupted(blob.digest))?;
+        let written = writer
+            .await
+            .map_err(|_| StoreError::Interrupted(blob.digest))?;
         match (written, cut) {
             // The cause of a short blob is the cut, if there was one.
             (Err(StoreError::TooShort { .. }), Some(cut)) => Err(cut.into()),
             (Err(error), _) => {
-                if matches!(error, StoreError::WrongDigest { .. } | StoreError::TooLarge { .. }) {
+                if matches!(
+                    error,
+                    StoreError::WrongDigest { .. } | StoreError::TooLarge { .. }
+                ) {
                     files::remove(&part)?;
                 }
                 Err(error)
@@ -317,14 +335,21 @@ impl Store {
 
     /// Removes everything that is not kept, and gives the number of files removed. `keep_blobs` covers `.part` files,
     /// too; `keep_rootfs` names manifests. Work directories of root file systems in `keep_rootfs` stay.
-    pub fn collect(&self, keep_blobs: &BTreeSet<Digest>, keep_rootfs: &BTreeSet<Digest>) -> Result<usize, FileError> {
+    pub fn collect(
+        &self,
+        keep_blobs: &BTreeSet<Digest>,
+        keep_rootfs: &BTreeSet<Digest>,
+    ) -> Result<usize, FileError> {
         let mut removed = 0;
         for (dir, keep) in [(&self.blobs, keep_blobs), (&self.rootfs, keep_rootfs)] {
             for entry in fs::read_dir(dir).map_err(fail("listing", dir))? {
                 let entry = entry.map_err(fail("listing", dir))?;
                 let name = entry.file_name();
                 let stem = name.to_str().and_then(|name| name.split('.').next());
-                if stem.and_then(Digest::from_hex).is_some_and(|digest| keep.contains(&digest)) {
+                if stem
+                    .and_then(Digest::from_hex)
+                    .is_some_and(|digest| keep.contains(&digest))
+                {
                     continue;
                 }
                 let path = entry.path();
@@ -342,12 +367,20 @@ impl Store {
 
 /// Bytes that an ordinary writer can still use on the file system of `path`.
 pub fn free_bytes(path: &Path) -> Result<u64, FileError> {
-    let about = nix::sys::statvfs::statvfs(path).map_err(|error| fail("asking for the free space at", path)(error.into()))?;
-    Ok(about.blocks_available().saturating_mul(about.fragment_size()))
+    let about = nix::sys::statvfs::statvfs(path)
+        .map_err(|error| fail("asking for the free space at", path)(error.into()))?;
+    Ok(about
+        .blocks_available()
+        .saturating_mul(about.fragment_size()))
 }
 
 /// Writes pieces after the first `from` bytes of a part, which are hashed again, and checks the whole.
-fn write_part(path: &Path, from: u64, blob: &Descriptor, mut pieces: mpsc::Receiver<Bytes>) -> Result<(), StoreError> {
+fn write_part(
+    path: &Path,
+    from: u64,
+    blob: &Descriptor,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> Result<(), StoreError> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -357,7 +390,8 @@ fn write_part(path: &Path, from: u64, blob: &Descriptor, mut pieces: mpsc::Recei
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
         .map_err(fail("opening", path))?;
-    file.set_len(from).map_err(fail("setting the length of", path))?;
+    file.set_len(from)
+        .map_err(fail("setting the length of", path))?;
     let mut hasher = Hasher::default();
     hash_whole(&mut file, &mut hasher).map_err(fail("reading", path))?;
     let mut done = from;
@@ -419,7 +453,12 @@ mod tests {
         }
     }
 
-    fn write(path: &Path, from: u64, blob: &Descriptor, pieces: &[&'static [u8]]) -> Result<(), StoreError> {
+    fn write(
+        path: &Path,
+        from: u64,
+        blob: &Descriptor,
+        pieces: &[&'static [u8]],
+    ) -> Result<(), StoreError> {
         let (feed, receiver) = mpsc::channel(16);
         for piece in pieces {
             feed.try_send(Bytes::from_static(piece)).unwrap();
@@ -433,15 +472,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.part");
         let blob = descriptor(b"hello world");
-        assert!(matches!(write(&path, 0, &blob, &[b"hel", b"lo"]), Err(StoreError::TooShort { done: 5, .. })));
+        assert!(matches!(
+            write(&path, 0, &blob, &[b"hel", b"lo"]),
+            Err(StoreError::TooShort { done: 5, .. })
+        ));
         write(&path, 5, &blob, &[b" world"]).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"hello world");
         // A registry that starts anew.
         write(&path, 0, &blob, &[b"hello world"]).unwrap();
         // A torn part.
         fs::write(&path, b"hel\0\0").unwrap();
-        assert!(matches!(write(&path, 5, &blob, &[b" world"]), Err(StoreError::WrongDigest { .. })));
-        assert!(matches!(write(&path, 0, &blob, &[b"hello world", b"!"]), Err(StoreError::TooLarge { .. })));
+        assert!(matches!(
+            write(&path, 5, &blob, &[b" world"]),
+            Err(StoreError::WrongDigest { .. })
+        ));
+        assert!(matches!(
+            write(&path, 0, &blob, &[b"hello world", b"!"]),
+            Err(StoreError::TooLarge { .. })
+        ));
     }
 
     #[test]
@@ -469,9 +517,19 @@ mod tests {
             fs::create_dir_all(store.rootfs_work(&digest).join("etc")).unwrap();
         }
         fs::write(dir.path().join("content/blobs/sha256/stray"), b"x").unwrap();
-        let removed = store.collect(&BTreeSet::from([keep]), &BTreeSet::from([keep])).unwrap();
+        let removed = store
+            .collect(&BTreeSet::from([keep]), &BTreeSet::from([keep]))
+            .unwrap();
         assert_eq!(removed, 5);
-        assert!(store.blob(&keep).exists() && store.part(&keep).exists() && store.rootfs_work(&keep).exists());
-        assert!(!store.blob(&lose).exists() && !store.part(&lose).exists() && !store.rootfs_work(&lose).exists());
+        assert!(
+            store.blob(&keep).exists()
+                && store.part(&keep).exists()
+                && store.rootfs_work(&keep).exists()
+        );
+        assert!(
+            !store.blob(&lose).exists()
+                && !store.part(&lose).exists()
+                && !store.rootfs_work(&lose).exists()
+        );
     }
 }

@@ -19,9 +19,14 @@ use std::path::{Component, Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, makedev, mkdirat, mknodat, utimensat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    makedev, mkdirat, mknodat, utimensat,
+};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{
+    Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat,
+};
 use tar::{Archive, Entry, EntryType};
 use xattr::FileExt as _;
 
@@ -78,14 +83,25 @@ impl Default for Limits {
 impl Limits {
     fn take(&mut self, bytes: u64) -> Result<(), UnpackError> {
         let all = Self::default();
-        self.entries = self.entries.checked_sub(1).ok_or(UnpackError::TooLarge(all.entries))?;
-        self.bytes = self.bytes.checked_sub(bytes).ok_or(UnpackError::TooLarge(all.bytes))?;
+        self.entries = self
+            .entries
+            .checked_sub(1)
+            .ok_or(UnpackError::TooLarge(all.entries))?;
+        self.bytes = self
+            .bytes
+            .checked_sub(bytes)
+            .ok_or(UnpackError::TooLarge(all.bytes))?;
         Ok(())
     }
 }
 
 /// Unpacks one layer over what is in `root` already.
-pub fn unpack(root: &Path, layer: impl Read, packing: Packing, limits: &mut Limits) -> Result<(), UnpackError> {
+pub fn unpack(
+    root: &Path,
+    layer: impl Read,
+    packing: Packing,
+    limits: &mut Limits,
+) -> Result<(), UnpackError> {
     let root = Root::open(root)?;
     match packing {
         Packing::Tar => unpack_tar(&root, layer, limits),
@@ -174,7 +190,9 @@ fn clean(name: &OsStr) -> Result<PathBuf, UnpackError> {
         match part {
             Component::Normal(part) => path.push(part),
             Component::CurDir | Component::RootDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(refused("leads out of the image with `..`")),
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(refused("leads out of the image with `..`"));
+            }
         }
     }
     Ok(path)
@@ -184,17 +202,29 @@ struct Root(OwnedFd);
 
 impl Root {
     fn open(path: &Path) -> Result<Self, UnpackError> {
-        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .map(Self)
-            .map_err(|error| Problem::from(error).at(path))
+        nix::fcntl::open(
+            path,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map(Self)
+        .map_err(|error| Problem::from(error).at(path))
     }
 
     /// Opens a directory inside, following symbolic links as the container would.
     fn resolve(&self, path: &Path) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV);
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            .resolve(
+                ResolveFlag::RESOLVE_IN_ROOT
+                    | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                    | ResolveFlag::RESOLVE_NO_XDEV,
+            );
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
         openat2(&self.0, path, how)
     }
 
@@ -215,7 +245,9 @@ impl Root {
                             }
                             match mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
                                 Err(Errno::EEXIST) => {
-                                    return Err(Problem::Refused("lies behind a symbolic link that leads nowhere"));
+                                    return Err(Problem::Refused(
+                                        "lies behind a symbolic link that leads nowhere",
+                                    ));
                                 }
                                 result => result?,
                             }
@@ -226,18 +258,28 @@ impl Root {
                 }
                 dir
             }
-            Err(Errno::ELOOP) => return Err(Problem::Refused("lies behind symbolic links that go in circles")),
+            Err(Errno::ELOOP) => {
+                return Err(Problem::Refused(
+                    "lies behind symbolic links that go in circles",
+                ));
+            }
             Err(error) => return Err(error.into()),
         };
         // Through symbolic links the real path can become longer than any name in the archive.
-        let real = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(Problem::System)?;
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+            .map_err(Problem::System)?;
         if real.as_os_str().len() > PATH_LIMIT {
             return Err(Problem::Refused("lies too deep"));
         }
         Ok(dir)
     }
 
-    fn apply(&self, entry: &mut Entry<'_, impl Read>, path: &Path, made: &mut Made) -> Result<(), Problem> {
+    fn apply(
+        &self,
+        entry: &mut Entry<'_, impl Read>,
+        path: &Path,
+        made: &mut Made,
+    ) -> Result<(), Problem> {
         let kind = entry.header().entry_type();
         // Global extended headers carry nothing that is used here.
         if kind == EntryType::XGlobalHeader {
@@ -247,7 +289,12 @@ impl Root {
             // The root directory itself.
             if kind == EntryType::Directory {
                 let dir = self.resolve(Path::new(""))?;
-                let dir = openat(&dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+                let dir = openat(
+                    &dir,
+                    ".",
+                    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+                    Mode::empty(),
+                )?;
                 set_attributes(&dir, entry, &Attributes::of(entry)?)?;
             }
             return Ok(());
@@ -273,33 +320,58 @@ impl Root {
                 if !dir_stays {
                     mkdirat(&parent, name, Mode::from_bits_truncate(0o700))?;
                 }
-                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let flags =
+                    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let dir = openat(&parent, name, flags, Mode::empty())?;
                 set_attributes(&dir, entry, &attributes)
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let mut file = File::from(openat(&parent, name, flags, Mode::from_bits_truncate(0o600))?);
+                let flags = OFlag::O_WRONLY
+                    | OFlag::O_CREAT
+                    | OFlag::O_EXCL
+                    | OFlag::O_NOFOLLOW
+                    | OFlag::O_CLOEXEC;
+                let mut file = File::from(openat(
+                    &parent,
+                    name,
+                    flags,
+                    Mode::from_bits_truncate(0o600),
+                )?);
                 copy(entry, &mut file)?;
                 set_attributes(&OwnedFd::from(file), entry, &attributes)
             }
             EntryType::Symlink => {
                 let target = link_name(entry)?;
                 symlinkat(target.as_os_str(), &parent, name)?;
-                fchownat(&parent, name, Some(attributes.uid), Some(attributes.gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                fchownat(
+                    &parent,
+                    name,
+                    Some(attributes.uid),
+                    Some(attributes.gid),
+                    AtFlags::AT_SYMLINK_NOFOLLOW,
+                )?;
                 set_time(&parent, name, &attributes)
             }
             EntryType::Link => {
                 let target = link_name(entry)?;
-                let target = clean(target.as_os_str()).map_err(|_| Problem::Refused("links to a name outside of the image"))?;
+                let target = clean(target.as_os_str())
+                    .map_err(|_| Problem::Refused("links to a name outside of the image"))?;
                 let Some(target_name) = target.file_name() else {
                     return Err(Problem::Refused("is a hard link to the root directory"));
                 };
                 let target_parent = match self.resolve(target.parent().unwrap_or(Path::new(""))) {
-                    Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(Problem::Refused("is a hard link to nothing")),
+                    Err(Errno::ENOENT | Errno::ENOTDIR) => {
+                        return Err(Problem::Refused("is a hard link to nothing"));
+                    }
                     dir => dir?,
                 };
-                match linkat(&target_parent, target_name, &parent, name, LinkatFlags::empty()) {
+                match linkat(
+                    &target_parent,
+                    target_name,
+                    &parent,
+                    name,
+                    LinkatFlags::empty(),
+                ) {
                     Err(Errno::ENOENT) => Err(Problem::Refused("is a hard link to nothing")),
                     Err(Errno::EPERM) => Err(Problem::Refused("is a hard link to a directory")),
                     result => Ok(result?),
@@ -312,7 +384,13 @@ impl Root {
                     _ => (SFlag::S_IFIFO, 0),
                 };
                 mknodat(&parent, name, flag, Mode::from_bits_truncate(0o600), device)?;
-                fchownat(&parent, name, Some(attributes.uid), Some(attributes.gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                fchownat(
+                    &parent,
+                    name,
+                    Some(attributes.uid),
+                    Some(attributes.gid),
+                    AtFlags::AT_SYMLINK_NOFOLLOW,
+                )?;
                 fchmodat(&parent, name, attributes.mode, FchmodatFlags::FollowSymlink)?;
                 set_time(&parent, name, &attributes)
             }
@@ -380,11 +458,12 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Problem> {
         Err(error) => return Err(error.into()),
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let open = |parent: BorrowedFd<'_>, name: &OsStr| -> Result<(OwnedFd, Vec<OsString>), Problem> {
-        let dir = openat(parent, name, flags, Mode::empty())?;
-        let names = list(dir.as_fd())?;
-        Ok((dir, names))
-    };
+    let open =
+        |parent: BorrowedFd<'_>, name: &OsStr| -> Result<(OwnedFd, Vec<OsString>), Problem> {
+            let dir = openat(parent, name, flags, Mode::empty())?;
+            let names = list(dir.as_fd())?;
+            Ok((dir, names))
+        };
     let (dir, names) = open(parent, name)?;
     let mut stack = vec![(name.to_owned(), dir, names)];
     while let Some((_, dir, names)) = stack.last_mut() {
@@ -398,9 +477,13 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Problem> {
                 Err(error) => return Err(error.into()),
             },
             None => {
-                let Some((name, _, _)) = stack.pop() else { break };
+                let Some((name, _, _)) = stack.pop() else {
+                    break;
+                };
                 match stack.last() {
-                    Some((_, above, _)) => unlinkat(above, name.as_os_str(), UnlinkatFlags::RemoveDir)?,
+                    Some((_, above, _)) => {
+                        unlinkat(above, name.as_os_str(), UnlinkatFlags::RemoveDir)?
+                    }
                     None => unlinkat(parent, name.as_os_str(), UnlinkatFlags::RemoveDir)?,
                 }
             }
@@ -416,19 +499,26 @@ fn copy(from: &mut impl Read, to: &mut File) -> Result<(), Problem> {
         if count == 0 {
             return Ok(());
         }
-        to.write_all(buffer.get(..count).unwrap_or_default()).map_err(Problem::System)?;
+        to.write_all(buffer.get(..count).unwrap_or_default())
+            .map_err(Problem::System)?;
     }
 }
 
 fn link_name<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, Problem> {
     match entry.link_name_bytes() {
-        Some(name) if !name.is_empty() && !name.contains(&0) => Ok(PathBuf::from(OsString::from_vec(name.into_owned()))),
+        Some(name) if !name.is_empty() && !name.contains(&0) => {
+            Ok(PathBuf::from(OsString::from_vec(name.into_owned())))
+        }
         _ => Err(Problem::Refused("is a link without a target")),
     }
 }
 
 fn device<R: Read>(entry: &Entry<'_, R>) -> Result<libc::dev_t, Problem> {
-    let number = |number: io::Result<Option<u32>>| number.map_err(Problem::Archive).map(|number| u64::from(number.unwrap_or(0)));
+    let number = |number: io::Result<Option<u32>>| {
+        number
+            .map_err(Problem::Archive)
+            .map(|number| u64::from(number.unwrap_or(0)))
+    };
     Ok(makedev(
         number(entry.header().device_major())?,
         number(entry.header().device_minor())?,
@@ -452,7 +542,9 @@ impl Attributes {
             u32::try_from(id)
                 .ok()
                 .filter(|id| *id < u32::MAX)
-                .ok_or(Problem::Refused("belongs to a user or group that cannot be"))
+                .ok_or(Problem::Refused(
+                    "belongs to a user or group that cannot be",
+                ))
         };
         let time = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
         Ok(Self {
@@ -466,7 +558,11 @@ impl Attributes {
 
 /// Sets owner, mode, extended attributes and time of an open file. The order matters: a change of owner clears the
 /// set-user-id bit and the capabilities.
-fn set_attributes<R: Read>(fd: &OwnedFd, entry: &mut Entry<'_, R>, attributes: &Attributes) -> Result<(), Problem> {
+fn set_attributes<R: Read>(
+    fd: &OwnedFd,
+    entry: &mut Entry<'_, R>,
+    attributes: &Attributes,
+) -> Result<(), Problem> {
     fchown(fd, Some(attributes.uid), Some(attributes.gid))?;
     fchmod(fd, attributes.mode)?;
     let file = File::from(fd.try_clone().map_err(Problem::System)?);
@@ -477,7 +573,9 @@ fn set_attributes<R: Read>(fd: &OwnedFd, entry: &mut Entry<'_, R>, attributes: &
             };
             // Capabilities and the user's own. Others steer the host: `trusted.overlay.*` would let a layer redirect
             // overlayfs, `security.ima` and the like belong to the host's policy.
-            if name == b"security.capability" || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") {
+            if name == b"security.capability"
+                || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+            {
                 file.set_xattr(OsStr::from_bytes(name), extension.value_bytes())
                     .map_err(Problem::System)?;
             }
@@ -487,7 +585,8 @@ fn set_attributes<R: Read>(fd: &OwnedFd, entry: &mut Entry<'_, R>, attributes: &
 }
 
 fn set_time(parent: &OwnedFd, name: &OsStr, attributes: &Attributes) -> Result<(), Problem> {
-    let name = CString::new(name.as_bytes()).map_err(|_| Problem::Refused("has a zero byte in its name"))?;
+    let name = CString::new(name.as_bytes())
+        .map_err(|_| Problem::Refused("has a zero byte in its name"))?;
     Ok(utimensat(
         parent,
         name.as_c_str(),

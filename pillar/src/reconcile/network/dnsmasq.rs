@@ -82,7 +82,11 @@ pub fn hosts(service: &Service) -> String {
     for host in &service.hosts {
         let [a, b, c, d, e, f] = host.mac;
         // Writing to a string does not fail.
-        let _ = write!(text, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},{}", host.address);
+        let _ = write!(
+            text,
+            "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},{}",
+            host.address
+        );
         if let Some(name) = label(&host.name) {
             let _ = write!(text, ",{name}");
         }
@@ -110,7 +114,9 @@ pub fn label(name: &str) -> Option<String> {
     let name = name.to_ascii_lowercase();
     let fits = !name.is_empty()
         && name.len() <= 63
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-');
     fits.then_some(name)
@@ -143,18 +149,31 @@ mod tests {
 
     #[test]
     fn the_lists_hold_what_is_harmless() {
-        assert_eq!(hosts(&service()), "02:00:00:00:00:ab,10.1.0.2,web-1\n02:00:00:00:00:01,10.1.0.3\n");
+        assert_eq!(
+            hosts(&service()),
+            "02:00:00:00:00:ab,10.1.0.2,web-1\n02:00:00:00:00:01,10.1.0.3\n"
+        );
         assert_eq!(names(&service()), "10.1.0.2 web-1\n");
     }
 
     #[test]
     fn the_config_names_subnet_and_servers() {
-        let text = config(&service(), Path::new("/run/skerry/net/3"), Path::new("/etc/resolv.conf"));
-        assert!(text.contains("dhcp-range=10.1.0.0,static,255.255.240.0,12h\n"), "{text}");
+        let text = config(
+            &service(),
+            Path::new("/run/skerry/net/3"),
+            Path::new("/etc/resolv.conf"),
+        );
+        assert!(
+            text.contains("dhcp-range=10.1.0.0,static,255.255.240.0,12h\n"),
+            "{text}"
+        );
         assert!(text.contains("option:dns-server,10.1.0.1\n"), "{text}");
         let mut other = service();
         other.dns = vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)];
         let text = config(&other, Path::new("/d"), Path::new("/r"));
-        assert!(text.contains("option:dns-server,9.9.9.9,1.1.1.1\n"), "{text}");
+        assert!(
+            text.contains("option:dns-server,9.9.9.9,1.1.1.1\n"),
+            "{text}"
+        );
     }
 }

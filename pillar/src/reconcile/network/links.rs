@@ -82,18 +82,33 @@ impl Links {
             name: "network interfaces".into(),
             source,
         };
-        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
+        let messages: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed)?;
         let mut links: Vec<Link> = messages.into_iter().map(read_link).collect();
         let mut addresses = self.handle.address().get().execute();
         while let Some(message) = addresses.try_next().await.map_err(failed)? {
             if message.header.family != AddressFamily::Inet {
                 continue;
             }
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            });
-            if let (Some(local), Some(link)) = (local, links.iter_mut().find(|link| link.index == message.header.index)) {
+            let local = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                    _ => None,
+                });
+            if let (Some(local), Some(link)) = (
+                local,
+                links
+                    .iter_mut()
+                    .find(|link| link.index == message.header.index),
+            ) {
                 link.addresses.push((local, message.header.prefix_len));
             }
         }
@@ -116,7 +131,12 @@ impl Links {
             Step::Delete(name) => self.delete(name).await,
             Step::AddBridge(name, mac) => {
                 let message = LinkBridge::new(name).down().address(mac.to_vec()).build();
-                self.change("making the bridge", name, self.handle.link().add(message).execute()).await?;
+                self.change(
+                    "making the bridge",
+                    name,
+                    self.handle.link().add(message).execute(),
+                )
+                .await?;
                 self.mark(name, MARK).await?;
                 no_ipv6(name)
             }
@@ -127,14 +147,26 @@ impl Links {
             }
             Step::AddAddress(name, address, prefix) => {
                 let index = self.index(name).await?;
-                let request = self.handle.address().add(index, IpAddr::V4(*address), *prefix).replace();
-                self.change("giving an address to", name, request.execute()).await
+                let request = self
+                    .handle
+                    .address()
+                    .add(index, IpAddr::V4(*address), *prefix)
+                    .replace();
+                self.change("giving an address to", name, request.execute())
+                    .await
             }
-            Step::RemoveAddress(name, address, prefix) => self.remove_address(name, *address, *prefix).await,
+            Step::RemoveAddress(name, address, prefix) => {
+                self.remove_address(name, *address, *prefix).await
+            }
             Step::Plug(name, bridge) => self.plug(name, bridge).await,
             Step::Up(name) => {
                 let message = LinkUnspec::new_with_name(name).up().build();
-                self.change("setting up", name, self.handle.link().set(message).execute()).await
+                self.change(
+                    "setting up",
+                    name,
+                    self.handle.link().set(message).execute(),
+                )
+                .await
             }
             Step::Taken(name) => Err(LinkError::Taken(name.clone())),
         }
@@ -144,13 +176,21 @@ impl Links {
     pub async fn plug(&self, name: &str, bridge: &str) -> Result<(), LinkError> {
         let index = self.index(bridge).await?;
         let message = LinkUnspec::new_with_name(name).controller(index).build();
-        self.change("plugging into its bridge", name, self.handle.link().set(message).execute()).await
+        self.change(
+            "plugging into its bridge",
+            name,
+            self.handle.link().set(message).execute(),
+        )
+        .await
     }
 
     /// Takes a link away; that it is not there is fine.
     pub async fn delete(&self, name: &str) -> Result<(), LinkError> {
         match self.index(name).await {
-            Ok(index) => self.change("removing", name, self.handle.link().del(index).execute()).await,
+            Ok(index) => {
+                self.change("removing", name, self.handle.link().del(index).execute())
+                    .await
+            }
             Err(LinkError::Missing(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -159,10 +199,16 @@ impl Links {
     /// Marks a link as ours.
     pub async fn mark(&self, name: &str, alias: &str) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_name(name).alias(alias).build();
-        self.change("marking", name, self.handle.link().set(message).execute()).await
+        self.change("marking", name, self.handle.link().set(message).execute())
+            .await
     }
 
-    async fn remove_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), LinkError> {
+    async fn remove_address(
+        &self,
+        name: &str,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> Result<(), LinkError> {
         let index = self.index(name).await?;
         let mut found = self
             .handle
@@ -173,7 +219,12 @@ impl Links {
             .set_address_filter(IpAddr::V4(address))
             .execute();
         if let Ok(Some(message)) = found.try_next().await {
-            self.change("taking an address from", name, self.handle.address().del(message).execute()).await?;
+            self.change(
+                "taking an address from",
+                name,
+                self.handle.address().del(message).execute(),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -229,9 +280,19 @@ mod ioctl {
     #![allow(missing_docs, reason = "the macros leave no place for it")]
     use nix::{ioctl_write_int_bad, ioctl_write_ptr_bad, request_code_write};
 
-    ioctl_write_ptr_bad!(tun_set_iff, request_code_write!(b'T', 202, size_of::<libc::c_int>()), libc::ifreq);
-    ioctl_write_int_bad!(tun_set_persist, request_code_write!(b'T', 203, size_of::<libc::c_int>()));
-    ioctl_write_int_bad!(tun_set_owner, request_code_write!(b'T', 204, size_of::<libc::c_int>()));
+    ioctl_write_ptr_bad!(
+        tun_set_iff,
+        request_code_write!(b'T', 202, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
+    ioctl_write_int_bad!(
+        tun_set_persist,
+        request_code_write!(b'T', 203, size_of::<libc::c_int>())
+    );
+    ioctl_write_int_bad!(
+        tun_set_owner,
+        request_code_write!(b'T', 204, size_of::<libc::c_int>())
+    );
 }
 
 /// Makes a tap that stays and that `uid` may attach to without a capability.
@@ -256,13 +317,17 @@ fn add_tap(name: &str, uid: u32) -> Result<(), LinkError> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).unwrap_or_default();
-    let owner = i32::try_from(uid).map_err(|_| failed(std::io::Error::other("the uid is too large")))?;
+    let owner =
+        i32::try_from(uid).map_err(|_| failed(std::io::Error::other("the uid is too large")))?;
     // SAFETY: the descriptor is an open /dev/net/tun, and the pointer leads to a whole ifreq that lives over the call.
-    unsafe { ioctl::tun_set_iff(device.as_raw_fd(), &raw const request) }.map_err(|error| failed(error.into()))?;
+    unsafe { ioctl::tun_set_iff(device.as_raw_fd(), &raw const request) }
+        .map_err(|error| failed(error.into()))?;
     // SAFETY: the descriptor is an open tap; the argument is a number.
-    unsafe { ioctl::tun_set_owner(device.as_raw_fd(), owner) }.map_err(|error| failed(error.into()))?;
+    unsafe { ioctl::tun_set_owner(device.as_raw_fd(), owner) }
+        .map_err(|error| failed(error.into()))?;
     // SAFETY: the same.
-    unsafe { ioctl::tun_set_persist(device.as_raw_fd(), 1) }.map_err(|error| failed(error.into()))?;
+    unsafe { ioctl::tun_set_persist(device.as_raw_fd(), 1) }
+        .map_err(|error| failed(error.into()))?;
     Ok(())
 }
 

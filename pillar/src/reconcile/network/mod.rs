@@ -34,7 +34,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(120);
 const UNIT_PREFIX: &str = "skerry-net-";
 
 /// Where the device's name servers are looked for, the first that exists.
-const RESOLVERS: [&str; 3] = ["/run/systemd/resolve/resolv.conf", "/run/skerry/resolv.conf", "/etc/resolv.conf"];
+const RESOLVERS: [&str; 3] = [
+    "/run/systemd/resolve/resolv.conf",
+    "/run/skerry/resolv.conf",
+    "/etc/resolv.conf",
+];
 
 /// All networks.
 pub type Networks = BTreeMap<NetworkId, NetworkStatus>;
@@ -93,7 +97,9 @@ pub async fn run(
             .iter()
             .map(|(id, network)| {
                 let error = errors.get(id);
-                let message = error.map(ToString::to_string).or_else(|| network.conflicts.first().cloned());
+                let message = error
+                    .map(ToString::to_string)
+                    .or_else(|| network.conflicts.first().cloned());
                 let status = NetworkStatus {
                     name: names.get(id).cloned().unwrap_or_default(),
                     up: error.is_none(),
@@ -155,7 +161,8 @@ struct Executor {
 impl Executor {
     async fn apply(&mut self, wanted: &Wanted) -> BTreeMap<NetworkId, NetworkError> {
         let mut errors = BTreeMap::new();
-        let fail_all = |errors: &mut BTreeMap<NetworkId, NetworkError>, error: &dyn std::fmt::Display| {
+        let fail_all = |errors: &mut BTreeMap<NetworkId, NetworkError>,
+                        error: &dyn std::fmt::Display| {
             for id in wanted.networks.keys() {
                 errors.insert(*id, NetworkError::Conflict(error.to_string()));
             }
@@ -202,16 +209,28 @@ impl Executor {
         if !wanted.networks.is_empty() {
             links::set_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
         }
-        let there = Program::new("nft").args(["list", "table", "inet", "skerry"]).run().await.is_ok();
+        let there = Program::new("nft")
+            .args(["list", "table", "inet", "skerry"])
+            .run()
+            .await
+            .is_ok();
         if self.loaded.as_ref() == Some(&rules) && there != wanted.networks.is_empty() {
             return Ok(());
         }
-        Program::new("nft").args(["-f", "-"]).input(rules.clone()).run().await?;
+        Program::new("nft")
+            .args(["-f", "-"])
+            .input(rules.clone())
+            .run()
+            .await?;
         self.loaded = Some(rules);
         Ok(())
     }
 
-    async fn apply_one(&mut self, links: &Links, network: &WantedNetwork) -> Result<(), NetworkError> {
+    async fn apply_one(
+        &mut self,
+        links: &Links,
+        network: &WantedNetwork,
+    ) -> Result<(), NetworkError> {
         for step in plan::steps(&links.list().await?, network) {
             links.apply(&step).await?;
         }
@@ -226,22 +245,43 @@ impl Executor {
             files::make_dir(dir, 0o755)?;
         }
         let resolvers = RESOLVERS.iter().map(Path::new).find(|path| path.exists());
-        let config = dnsmasq::config(&network.service, &dir, resolvers.unwrap_or(Path::new("/etc/resolv.conf")));
-        let lists = format!("{}\0{}", dnsmasq::hosts(&network.service), dnsmasq::names(&network.service));
+        let config = dnsmasq::config(
+            &network.service,
+            &dir,
+            resolvers.unwrap_or(Path::new("/etc/resolv.conf")),
+        );
+        let lists = format!(
+            "{}\0{}",
+            dnsmasq::hosts(&network.service),
+            dnsmasq::names(&network.service)
+        );
         let config_path = dir.join("dnsmasq.conf");
         let unit = unit_name(&network.bridge);
         let mut state = self.units.look(&unit).await?;
         // What a dnsmasq from before our restart was started with is on the disk.
         let before = self.served.get(&network.bridge).cloned().or_else(|| {
             let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
-            Some((read("dnsmasq.conf")?, format!("{}\0{}", read("hosts")?, read("names")?)))
+            Some((
+                read("dnsmasq.conf")?,
+                format!("{}\0{}", read("hosts")?, read("names")?),
+            ))
         });
-        if matches!(state, UnitState::Running { .. }) && before.as_ref().is_some_and(|before| before.0 != config) {
+        if matches!(state, UnitState::Running { .. })
+            && before.as_ref().is_some_and(|before| before.0 != config)
+        {
             self.units.signal(&unit, libc::SIGKILL, true).await?;
             state = wait_for_end(self.units.as_ref(), &unit).await?;
         }
-        files::write_whole(&dir.join("hosts"), dnsmasq::hosts(&network.service).as_bytes(), 0o644)?;
-        files::write_whole(&dir.join("names"), dnsmasq::names(&network.service).as_bytes(), 0o644)?;
+        files::write_whole(
+            &dir.join("hosts"),
+            dnsmasq::hosts(&network.service).as_bytes(),
+            0o644,
+        )?;
+        files::write_whole(
+            &dir.join("names"),
+            dnsmasq::names(&network.service).as_bytes(),
+            0o644,
+        )?;
         files::write_whole(&config_path, config.as_bytes(), 0o644)?;
         match state {
             UnitState::Running { .. } => {
@@ -262,7 +302,11 @@ impl Executor {
     }
 
     async fn end_surplus(&mut self, wanted: &Wanted) -> Result<(), NetworkError> {
-        let keep: Vec<String> = wanted.networks.values().map(|network| unit_name(&network.bridge)).collect();
+        let keep: Vec<String> = wanted
+            .networks
+            .values()
+            .map(|network| unit_name(&network.bridge))
+            .collect();
         for unit in self.units.list(UNIT_PREFIX).await? {
             if !keep.contains(&unit) {
                 if matches!(self.units.look(&unit).await?, UnitState::Running { .. }) {
@@ -272,8 +316,16 @@ impl Executor {
                 self.units.forget(&unit).await?;
             }
         }
-        let bridges: Vec<&String> = wanted.networks.values().map(|network| &network.bridge).collect();
-        for bridge in self.served.keys().filter(|bridge| !bridges.contains(bridge)) {
+        let bridges: Vec<&String> = wanted
+            .networks
+            .values()
+            .map(|network| &network.bridge)
+            .collect();
+        for bridge in self
+            .served
+            .keys()
+            .filter(|bridge| !bridges.contains(bridge))
+        {
             files::remove_tree(&self.dir.join(bridge))?;
         }
         self.served.retain(|bridge, _| bridges.contains(&bridge));
@@ -302,7 +354,10 @@ fn dnsmasq_unit(name: String, config: &Path) -> UnitSpec {
         name,
         description: "DHCP and DNS for the apps of one network".into(),
         program: "/usr/sbin/dnsmasq".into(),
-        args: vec!["--keep-in-foreground".into(), format!("--conf-file={}", config.display()).into()],
+        args: vec![
+            "--keep-in-foreground".into(),
+            format!("--conf-file={}", config.display()).into(),
+        ],
         properties: vec![
             property("Restart", "on-failure"),
             property("RestartSec", "2"),

@@ -48,15 +48,37 @@ pub fn ruleset(networks: &[FilteredNetwork], maps: &[FilteredMap]) -> String {
     text
 }
 
-fn write_table(text: &mut String, networks: &[FilteredNetwork], maps: &[FilteredMap]) -> std::fmt::Result {
-    let bridges: Vec<String> = networks.iter().map(|network| format!("\"{}\"", network.bridge)).collect();
-    let gateways: Vec<String> = networks.iter().map(|network| network.gateway.to_string()).collect();
+fn write_table(
+    text: &mut String,
+    networks: &[FilteredNetwork],
+    maps: &[FilteredMap],
+) -> std::fmt::Result {
+    let bridges: Vec<String> = networks
+        .iter()
+        .map(|network| format!("\"{}\"", network.bridge))
+        .collect();
+    let gateways: Vec<String> = networks
+        .iter()
+        .map(|network| network.gateway.to_string())
+        .collect();
     let (bridges, gateways) = (bridges.join(", "), gateways.join(", "));
-    let subnet = |network: &FilteredNetwork| format!("{}/{}", masked(network.gateway, network.prefix), network.prefix);
+    let subnet = |network: &FilteredNetwork| {
+        format!(
+            "{}/{}",
+            masked(network.gateway, network.prefix),
+            network.prefix
+        )
+    };
 
     writeln!(text, "table inet skerry {{")?;
-    writeln!(text, "\tset bridges {{\n\t\ttype ifname\n\t\telements = {{ {bridges} }}\n\t}}")?;
-    writeln!(text, "\tset gateways {{\n\t\ttype ipv4_addr\n\t\telements = {{ {gateways} }}\n\t}}")?;
+    writeln!(
+        text,
+        "\tset bridges {{\n\t\ttype ifname\n\t\telements = {{ {bridges} }}\n\t}}"
+    )?;
+    writeln!(
+        text,
+        "\tset gateways {{\n\t\ttype ipv4_addr\n\t\telements = {{ {gateways} }}\n\t}}"
+    )?;
 
     writeln!(text, "\tchain mapped {{")?;
     for FilteredMap { map, address } in maps {
@@ -64,45 +86,100 @@ fn write_table(text: &mut String, networks: &[FilteredNetwork], maps: &[Filtered
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         };
-        writeln!(text, "\t\t{protocol} dport {} dnat ip to {address}:{}", map.device_port, map.app_port)?;
+        writeln!(
+            text,
+            "\t\t{protocol} dport {} dnat ip to {address}:{}",
+            map.device_port, map.app_port
+        )?;
     }
     writeln!(text, "\t}}")?;
 
     // Apps may use port maps, too, at the addresses that others would use; the gateways' own ports stay the gateways'.
-    writeln!(text, "\tchain prerouting {{\n\t\ttype nat hook prerouting priority dstnat; policy accept;")?;
-    writeln!(text, "\t\tip daddr @gateways return\n\t\tmeta nfproto ipv4 fib daddr type local jump mapped\n\t}}")?;
+    writeln!(
+        text,
+        "\tchain prerouting {{\n\t\ttype nat hook prerouting priority dstnat; policy accept;"
+    )?;
+    writeln!(
+        text,
+        "\t\tip daddr @gateways return\n\t\tmeta nfproto ipv4 fib daddr type local jump mapped\n\t}}"
+    )?;
 
-    writeln!(text, "\tchain postrouting {{\n\t\ttype nat hook postrouting priority srcnat; policy accept;")?;
+    writeln!(
+        text,
+        "\tchain postrouting {{\n\t\ttype nat hook postrouting priority srcnat; policy accept;"
+    )?;
     for network in networks {
         let subnet = subnet(network);
         writeln!(text, "\t\tip saddr {subnet} oifname != @bridges masquerade")?;
         // An app that reached its neighbour by a port map must get the answers from where it asked.
-        writeln!(text, "\t\tip saddr {subnet} ip daddr {subnet} ct status dnat masquerade")?;
+        writeln!(
+            text,
+            "\t\tip saddr {subnet} ip daddr {subnet} ct status dnat masquerade"
+        )?;
     }
     writeln!(text, "\t}}")?;
 
     writeln!(text, "\tchain from_app {{")?;
-    writeln!(text, "\t\tct state established,related accept\n\t\tct state invalid drop")?;
+    writeln!(
+        text,
+        "\t\tct state established,related accept\n\t\tct state invalid drop"
+    )?;
     for network in networks {
-        writeln!(text, "\t\tiifname \"{}\" ip saddr != {} drop", network.bridge, subnet(network))?;
-        writeln!(text, "\t\tiifname \"{0}\" oifname \"{0}\" accept", network.bridge)?;
+        writeln!(
+            text,
+            "\t\tiifname \"{}\" ip saddr != {} drop",
+            network.bridge,
+            subnet(network)
+        )?;
+        writeln!(
+            text,
+            "\t\tiifname \"{0}\" oifname \"{0}\" accept",
+            network.bridge
+        )?;
     }
-    writeln!(text, "\t\tct status dnat accept\n\t\toifname @bridges drop\n\t\tmeta nfproto ipv4 accept\n\t\tdrop\n\t}}")?;
+    writeln!(
+        text,
+        "\t\tct status dnat accept\n\t\toifname @bridges drop\n\t\tmeta nfproto ipv4 accept\n\t\tdrop\n\t}}"
+    )?;
 
     writeln!(text, "\tchain to_app {{")?;
-    writeln!(text, "\t\tct state established,related accept\n\t\tct status dnat accept\n\t\tdrop\n\t}}")?;
+    writeln!(
+        text,
+        "\t\tct state established,related accept\n\t\tct status dnat accept\n\t\tdrop\n\t}}"
+    )?;
 
-    writeln!(text, "\tchain forward {{\n\t\ttype filter hook forward priority filter; policy accept;")?;
-    writeln!(text, "\t\tiifname @bridges goto from_app\n\t\toifname @bridges goto to_app\n\t}}")?;
+    writeln!(
+        text,
+        "\tchain forward {{\n\t\ttype filter hook forward priority filter; policy accept;"
+    )?;
+    writeln!(
+        text,
+        "\t\tiifname @bridges goto from_app\n\t\toifname @bridges goto to_app\n\t}}"
+    )?;
 
-    writeln!(text, "\tchain input {{\n\t\ttype filter hook input priority filter; policy accept;")?;
-    writeln!(text, "\t\tiifname != @bridges accept\n\t\tct state established,related accept")?;
+    writeln!(
+        text,
+        "\tchain input {{\n\t\ttype filter hook input priority filter; policy accept;"
+    )?;
+    writeln!(
+        text,
+        "\t\tiifname != @bridges accept\n\t\tct state established,related accept"
+    )?;
     writeln!(text, "\t\tudp dport 67 accept")?;
     for network in networks {
-        let place = format!("iifname \"{}\" ip daddr {}", network.bridge, network.gateway);
-        writeln!(text, "\t\t{place} meta l4proto {{ tcp, udp }} th dport 53 accept")?;
+        let place = format!(
+            "iifname \"{}\" ip daddr {}",
+            network.bridge, network.gateway
+        );
+        writeln!(
+            text,
+            "\t\t{place} meta l4proto {{ tcp, udp }} th dport 53 accept"
+        )?;
     }
-    writeln!(text, "\t\ticmp type echo-request accept\n\t\tdrop\n\t}}\n}}")
+    writeln!(
+        text,
+        "\t\ticmp type echo-request accept\n\t\tdrop\n\t}}\n}}"
+    )
 }
 
 /// The first address of the subnet that an address lies in.
@@ -114,7 +191,9 @@ pub fn masked(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
 /// A prefix length as a netmask, in host byte order.
 #[must_use]
 pub fn mask(prefix: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
+    u32::MAX
+        .checked_shl(32 - u32::from(prefix.min(32)))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -155,12 +234,18 @@ mod tests {
 
     #[test]
     fn without_networks_there_is_no_table() {
-        assert_eq!(ruleset(&[], &[]), "table inet skerry\ndelete table inet skerry\n");
+        assert_eq!(
+            ruleset(&[], &[]),
+            "table inet skerry\ndelete table inet skerry\n"
+        );
     }
 
     #[test]
     fn masks() {
-        assert_eq!(masked(Ipv4Addr::new(10, 1, 2, 3), 16), Ipv4Addr::new(10, 1, 0, 0));
+        assert_eq!(
+            masked(Ipv4Addr::new(10, 1, 2, 3), 16),
+            Ipv4Addr::new(10, 1, 0, 0)
+        );
         assert_eq!(mask(0), 0);
         assert_eq!(mask(32), u32::MAX);
     }

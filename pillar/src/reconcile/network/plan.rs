@@ -65,7 +65,9 @@ impl Wanted {
 pub fn wanted(ground: &Ground) -> Wanted {
     let mut wanted = Wanted::default();
     for (id, network) in &ground.desired.networks {
-        let Some(number) = ground.ledger.network(*id) else { continue };
+        let Some(number) = ground.ledger.network(*id) else {
+            continue;
+        };
         let bridge = number.bridge();
         wanted.networks.insert(
             *id,
@@ -89,19 +91,27 @@ pub fn wanted(ground: &Ground) -> Wanted {
     }
     let mut ports_taken: BTreeMap<(u8, u16), String> = BTreeMap::new();
     for (app, about) in &ground.desired.apps {
-        let Some(number) = ground.ledger.app(*app) else { continue };
+        let Some(number) = ground.ledger.app(*app) else {
+            continue;
+        };
         for (interface, plug) in about.interfaces.iter().enumerate() {
-            let port = Port { app: *app, interface };
-            let Some(network) = wanted.networks.get_mut(&plug.network) else { continue };
+            let port = Port {
+                app: *app,
+                interface,
+            };
+            let Some(network) = wanted.networks.get_mut(&plug.network) else {
+                continue;
+            };
             if about.runtime == Runtime::ContainerNative {
                 wanted.leave.insert(number.tap(interface));
             } else {
                 network.taps.push((number.tap(interface), number.uid()));
             }
             let Some(address) = ground.ledger.lease(plug.network, port) else {
-                network
-                    .conflicts
-                    .push(format!("no address is free for the app {}; enlarge the range", about.name));
+                network.conflicts.push(format!(
+                    "no address is free for the app {}; enlarge the range",
+                    about.name
+                ));
                 continue;
             };
             network.leases.insert(*app, address);
@@ -198,7 +208,13 @@ pub fn surplus(links: &[Link], wanted: &Wanted) -> Vec<Step> {
     let names: BTreeSet<&str> = wanted
         .networks
         .values()
-        .flat_map(|network| network.taps.iter().map(|(tap, _)| tap.as_str()).chain([network.bridge.as_str()]))
+        .flat_map(|network| {
+            network
+                .taps
+                .iter()
+                .map(|(tap, _)| tap.as_str())
+                .chain([network.bridge.as_str()])
+        })
         .chain(wanted.leave.iter().map(String::as_str))
         .collect();
     links
@@ -337,8 +353,14 @@ mod tests {
             ),
             (
                 "the subnet moved",
-                vec![with(bridge(), |link| link.addresses = vec![(old, 24)]), tap()],
-                vec![Step::RemoveAddress(bn0(), old, 24), Step::AddAddress(bn0(), GATEWAY, 24)],
+                vec![
+                    with(bridge(), |link| link.addresses = vec![(old, 24)]),
+                    tap(),
+                ],
+                vec![
+                    Step::RemoveAddress(bn0(), old, 24),
+                    Step::AddAddress(bn0(), GATEWAY, 24),
+                ],
             ),
             (
                 "someone else's bridge has the name",
@@ -347,7 +369,10 @@ mod tests {
             ),
             (
                 "a tap of another owner",
-                vec![bridge(), with(tap(), |link| link.alias = tap_alias(200_001))],
+                vec![
+                    bridge(),
+                    with(tap(), |link| link.alias = tap_alias(200_001)),
+                ],
                 vec![
                     Step::Delete(tap0()),
                     Step::AddTap(tap0(), 200_000),
@@ -394,6 +419,9 @@ mod tests {
             named("docker0", ""),
             named("br-lan", "skerryish"),
         ];
-        assert_eq!(surplus(&links, &wanted), [Step::Delete("bn9".into()), Step::Delete("tap8-0".into())]);
+        assert_eq!(
+            surplus(&links, &wanted),
+            [Step::Delete("bn9".into()), Step::Delete("tap8-0".into())]
+        );
     }
 }

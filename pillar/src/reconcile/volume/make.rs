@@ -84,7 +84,9 @@ pub async fn make(path: &Path, how: &Make) -> Result<(), MakeError> {
     .await
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FileError> + Send + 'static) -> Result<T, MakeError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
+) -> Result<T, MakeError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(MakeError::Interrupted),
@@ -117,8 +119,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.raw");
         fs::write(files::with_suffix(&path, ".part"), b"left by a power cut").unwrap();
-        make(&path, &Make::Scratch { bytes: 1 << 30 }).await.unwrap();
-        let said = Program::new("e2fsck").args(["-f", "-n"]).arg(&path).run().await.unwrap();
+        make(&path, &Make::Scratch { bytes: 1 << 30 })
+            .await
+            .unwrap();
+        let said = Program::new("e2fsck")
+            .args(["-f", "-n"])
+            .arg(&path)
+            .run()
+            .await
+            .unwrap();
         assert!(said.contains("skerry-scratch"), "{said}");
         let (used, size) = measure(&path, false).unwrap();
         assert_eq!(size, 1 << 30);
@@ -144,7 +153,10 @@ mod tests {
             .unwrap();
             let copy = fs::read(&path).unwrap();
             assert_eq!(copy.len(), expected);
-            assert!(copy[..5000].iter().all(|byte| *byte == 7) && copy[5000..].iter().all(|byte| *byte == 0));
+            assert!(
+                copy[..5000].iter().all(|byte| *byte == 7)
+                    && copy[5000..].iter().all(|byte| *byte == 0)
+            );
         }
         let path = dir.path().join("v.qcow2");
         make(

@@ -58,7 +58,10 @@ pub async fn run(
     let mut failures: BTreeMap<VolumeId, Failure> = BTreeMap::new();
     let mut dir_failures = 0;
     loop {
-        let (wanted, here) = (ground.borrow_and_update().clone(), contents.borrow_and_update().clone());
+        let (wanted, here) = (
+            ground.borrow_and_update().clone(),
+            contents.borrow_and_update().clone(),
+        );
         let mut retry = None;
         match pass(&dir, &wanted, &here, &mut failures, &changed).await {
             // Something was made: look again, the rest may be waiting.
@@ -70,7 +73,11 @@ pub async fn run(
                 retry = Some(Instant::now() + LOCAL.roll(dir_failures));
             }
         }
-        let retry = failures.values().map(|failure| failure.retry).chain(retry).min();
+        let retry = failures
+            .values()
+            .map(|failure| failure.retry)
+            .chain(retry)
+            .min();
         tokio::select! {
             result = ground.changed() => if result.is_err() { return },
             result = contents.changed() => if result.is_err() { return },
@@ -90,7 +97,10 @@ async fn pass(
 ) -> Result<bool, FileError> {
     files::make_dir(dir, 0o711)?;
     let listing = list(dir)?;
-    let there: Vec<FileName> = listing.iter().filter_map(|name| FileName::parse(name)).collect();
+    let there: Vec<FileName> = listing
+        .iter()
+        .filter_map(|name| FileName::parse(name))
+        .collect();
     let desired = &ground.desired;
     failures.retain(|id, _| desired.volumes.contains_key(id));
     let mut states = Volumes::new();
@@ -98,8 +108,13 @@ async fn pass(
     let mut next = None;
     for (id, volume) in &desired.volumes {
         let generation = ground.ledger.generation(*id, volume.generation);
-        let kind = desired.contents.get(&volume.content).map(|content| content.kind);
-        let image = contents.get(&volume.content).and_then(|content| content.image.as_deref());
+        let kind = desired
+            .contents
+            .get(&volume.content)
+            .map(|content| content.kind);
+        let image = contents
+            .get(&volume.content)
+            .and_then(|content| content.image.as_deref());
         let mut state = VolumeState {
             status: VolumeStatus {
                 name: volume.name.clone(),
@@ -112,7 +127,9 @@ async fn pass(
             qcow2: false,
             generation,
         };
-        let step = kind.map_or(Step::Wait, |kind| plan::plan(*id, volume, generation, kind, image, &there));
+        let step = kind.map_or(Step::Wait, |kind| {
+            plan::plan(*id, volume, generation, kind, image, &there)
+        });
         match step {
             // What a volume has stays until it is known what it is to be.
             Step::Wait => keep.extend(there.iter().filter(|file| file.volume == *id)),
@@ -133,7 +150,9 @@ async fn pass(
                 };
             }
             Step::Make(name, how) => {
-                let due = failures.get(id).is_none_or(|failure| failure.retry <= Instant::now());
+                let due = failures
+                    .get(id)
+                    .is_none_or(|failure| failure.retry <= Instant::now());
                 if due && next.is_none() {
                     next = Some((*id, name, how));
                 }
@@ -160,7 +179,10 @@ async fn pass(
 }
 
 fn note(failures: &mut BTreeMap<VolumeId, Failure>, id: VolumeId, error: &MakeError) {
-    let count = failures.get(&id).map_or(0, |failure| failure.count).saturating_add(1);
+    let count = failures
+        .get(&id)
+        .map_or(0, |failure| failure.count)
+        .saturating_add(1);
     let delay = LOCAL.roll(count);
     tracing::warn!(volume = %id, %error, retry_seconds = delay.as_secs(), "volume could not be made");
     let now = SystemTime::now();

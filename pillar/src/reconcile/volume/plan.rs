@@ -85,7 +85,14 @@ pub enum Step {
 
 /// Decides. `generation` counts purges; `there` are the files on the disk; `kind` is that of the volume's content.
 #[must_use]
-pub fn plan(id: VolumeId, volume: &Volume, generation: i64, kind: ContentKind, image: Option<&Image>, there: &[FileName]) -> Step {
+pub fn plan(
+    id: VolumeId,
+    volume: &Volume,
+    generation: i64,
+    kind: ContentKind,
+    image: Option<&Image>,
+    there: &[FileName],
+) -> Step {
     let qcow2 = kind == ContentKind::MachineQcow2;
     let found = there
         .iter()
@@ -101,7 +108,11 @@ pub fn plan(id: VolumeId, volume: &Volume, generation: i64, kind: ContentKind, i
     };
     match (kind, image) {
         (ContentKind::Container, _) => {
-            let bytes = if volume.size_bytes == 0 { SCRATCH_BYTES } else { volume.size_bytes };
+            let bytes = if volume.size_bytes == 0 {
+                SCRATCH_BYTES
+            } else {
+                volume.size_bytes
+            };
             Step::Make(
                 name,
                 Make::Scratch {
@@ -177,7 +188,11 @@ mod tests {
                 volume(9),
                 raw,
                 Some(machine()),
-                vec![file(ID, 1, false), file(VolumeId(Uuid::nil()), 2, false), file(ID, 2, true)],
+                vec![
+                    file(ID, 1, false),
+                    file(VolumeId(Uuid::nil()), 2, false),
+                    file(ID, 2, true),
+                ],
                 Step::Make(
                     file(ID, 2, false),
                     Make::Copy {
@@ -208,7 +223,12 @@ mod tests {
                 ContentKind::Container,
                 None,
                 vec![],
-                Step::Make(file(ID, 2, false), Make::Scratch { bytes: SCRATCH_BYTES }),
+                Step::Make(
+                    file(ID, 2, false),
+                    Make::Scratch {
+                        bytes: SCRATCH_BYTES,
+                    },
+                ),
             ),
             (
                 "and is never too small for ext4",
@@ -216,11 +236,20 @@ mod tests {
                 ContentKind::Container,
                 None,
                 vec![],
-                Step::Make(file(ID, 2, false), Make::Scratch { bytes: SCRATCH_FLOOR }),
+                Step::Make(
+                    file(ID, 2, false),
+                    Make::Scratch {
+                        bytes: SCRATCH_FLOOR,
+                    },
+                ),
             ),
         ];
         for (what, volume, kind, image, there, expected) in cases {
-            assert_eq!(plan(ID, &volume, 2, kind, image.as_ref(), &there), expected, "{what}");
+            assert_eq!(
+                plan(ID, &volume, 2, kind, image.as_ref(), &there),
+                expected,
+                "{what}"
+            );
         }
     }
 
@@ -243,7 +272,11 @@ mod tests {
 
     #[test]
     fn what_nobody_wants_is_surplus() {
-        let listing = vec![file(ID, 1, false).text(), file(ID, 2, false).text(), "stray.part".to_owned()];
+        let listing = vec![
+            file(ID, 1, false).text(),
+            file(ID, 2, false).text(),
+            "stray.part".to_owned(),
+        ];
         let gone = surplus(&listing, &[file(ID, 2, false)]);
         assert_eq!(gone, [Path::new(&listing[0]), Path::new("stray.part")]);
     }

@@ -1,0 +1,669 @@
+//! Looks after one app: a task for each, so that one that hangs holds up no other. [`super::life`] decides, this does.
+//!
+//! The process runs in a systemd unit and is watched through a pidfd. A record beside it tells the agent after its own
+//! restart what the process was started with, and how it is ended.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use guest_api::{FromGuest, ToGuest};
+use hypervisor_api::control::{self, Request};
+use hypervisor_api::report::LastWords;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::guest::Guest;
+use super::life::{self, Action, GRACE, KILL_GRACE, Life, Pressure, WORKS_AFTER, Want};
+use super::native::{self, NativeError};
+use super::start::{Start, StartKind};
+use super::vm::{self, VmFiles};
+use crate::domain::ids::AppId;
+use crate::domain::observed::{AppPhase, AppStatus, Trouble};
+use crate::paths::Paths;
+use crate::reconcile::content::sleep_until;
+use crate::reconcile::delay::APP;
+use crate::reconcile::files::{self, FileError};
+use crate::reconcile::program::ProgramError;
+use crate::reconcile::units::{UnitState, Units};
+
+/// Begin of the names of the apps' units.
+pub const UNIT_PREFIX: &str = "skerry-app-";
+
+/// All apps, for report.
+pub type Apps = BTreeMap<AppId, AppStatus>;
+
+/// What is wanted of an app.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Name for people.
+    pub name: String,
+    /// What is wanted.
+    pub want: Want<Arc<Start>>,
+    /// The trouble of what it waits for.
+    pub trouble: Option<Trouble>,
+    /// Addresses by interface name.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+}
+
+/// What all apps share.
+#[derive(Clone)]
+pub struct Context {
+    /// Where things lie.
+    pub paths: Paths,
+    /// Where processes run.
+    pub units: Arc<dyn Units>,
+    /// Where states are told.
+    pub apps: watch::Sender<Arc<Apps>>,
+}
+
+/// An app that could not be started.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Native(#[from] NativeError),
+    #[error("starting was interrupted")]
+    Interrupted,
+}
+
+/// How an app's process is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Manner {
+    /// A machine: ACPI power button.
+    Machine,
+    /// A container in a microVM: guest-init.
+    Microvm,
+    /// A native container: signals.
+    Native,
+}
+
+/// What is remembered beside a running process, for as long as the device runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    fingerprint: String,
+    manner: Manner,
+    stop_signal: i32,
+    uid: u32,
+    console: Option<PathBuf>,
+    /// Seconds after boot.
+    started: u64,
+    restarts: u32,
+    failures: u32,
+}
+
+/// One app.
+pub struct Actor {
+    id: AppId,
+    unit: String,
+    dir: PathBuf,
+    context: Context,
+    life: Life<String>,
+    record: Option<Record>,
+    process: Option<Process>,
+    guest: Option<Guest>,
+    /// Whether the guest said that its container runs; machines and native containers need not say.
+    announced: bool,
+    /// How the container ended, as the guest told it.
+    said: Option<String>,
+    restarts: u32,
+    failures: u32,
+    ended_by_itself: bool,
+    trouble: Option<Trouble>,
+    since: Option<SystemTime>,
+}
+
+/// A process that is watched.
+struct Process {
+    pid: u32,
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    fn watch(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two numbers and gives a descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            pid,
+            fd: AsyncFd::with_interest(fd, Interest::READABLE)?,
+        })
+    }
+}
+
+impl Actor {
+    /// An app of which nothing is known yet.
+    #[must_use]
+    pub fn new(id: AppId, context: Context) -> Self {
+        Self {
+            id,
+            unit: format!("{UNIT_PREFIX}{id}.service"),
+            dir: context.paths.app(id),
+            context,
+            life: Life::Down,
+            record: None,
+            process: None,
+            guest: None,
+            announced: false,
+            said: None,
+            restarts: 0,
+            failures: 0,
+            ended_by_itself: false,
+            trouble: None,
+            since: None,
+        }
+    }
+
+    /// Looks after the app until it has been taken away, or nobody wants anything any more.
+    pub async fn run(mut self, mut input: watch::Receiver<Input>) -> AppId {
+        self.find().await;
+        loop {
+            let wanted = input.borrow_and_update().clone();
+            let want = match &wanted.want {
+                Want::Run(start) => Want::Run(start.fingerprint()),
+                Want::Prepare => Want::Prepare,
+                Want::Halt => Want::Halt,
+                Want::Remove => Want::Remove,
+            };
+            let action = life::plan(&self.life, &want, Instant::now());
+            let until = match action {
+                Action::Rest => None,
+                Action::RestUntil(until) => Some(until),
+                Action::Start => {
+                    if let Want::Run(start) = &wanted.want {
+                        self.tell(&wanted, Some(AppPhase::Starting));
+                        self.start(start).await;
+                    }
+                    continue;
+                }
+                Action::Ask => {
+                    self.ask().await;
+                    continue;
+                }
+                Action::End => {
+                    self.end().await;
+                    continue;
+                }
+                Action::Kill => {
+                    self.kill().await;
+                    continue;
+                }
+                Action::Settle => {
+                    self.life = Life::Down;
+                    self.failures = 0;
+                    self.trouble = None;
+                    continue;
+                }
+                Action::CleanUp => {
+                    if self.clean_up().await {
+                        return self.id;
+                    }
+                    Some(Instant::now() + Duration::from_secs(5))
+                }
+            };
+            self.tell(&wanted, None);
+            tokio::select! {
+                result = input.changed() => if result.is_err() { return self.id },
+                () = ended(self.process.as_ref()) , if matches!(self.life, Life::Up(_) | Life::Stopping { .. }) => self.check().await,
+                event = event(self.guest.as_mut()) => self.hear(event),
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// Finds a process that an earlier run of the agent started.
+    async fn find(&mut self) {
+        let record = files::read_limited(&self.record_path(), 64 * 1024)
+            .ok()
+            .flatten();
+        self.record = record.and_then(|text| serde_json::from_slice(&text).ok());
+        if let Some(record) = &self.record {
+            self.restarts = record.restarts;
+            self.failures = record.failures;
+        }
+        match self.context.units.look(&self.unit).await {
+            Ok(UnitState::Running { pid }) => {
+                // Without a record nobody knows what it is: it is started anew if it is wanted.
+                let fingerprint = self
+                    .record
+                    .as_ref()
+                    .map_or_else(String::new, |record| record.fingerprint.clone());
+                tracing::info!(app = %self.id, pid, "found running");
+                self.process = Process::watch(pid).ok();
+                self.life = Life::Up(fingerprint);
+                self.announced = true;
+                self.listen();
+            }
+            Ok(UnitState::Gone | UnitState::Ended { .. }) if self.record.is_some() => {
+                // It ended while nobody looked.
+                let fingerprint = self
+                    .record
+                    .as_ref()
+                    .map_or_else(String::new, |record| record.fingerprint.clone());
+                self.life = Life::Up(fingerprint);
+                self.settle_end().await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(app = %self.id, %error, "its unit could not be looked for")
+            }
+        }
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.dir.join("state.json")
+    }
+
+    fn keep_record(&self) {
+        if let Some(record) = &self.record {
+            let text = serde_json::to_vec(record).unwrap_or_default();
+            if let Err(error) = files::write_whole(&self.record_path(), &text, 0o600) {
+                tracing::warn!(app = %self.id, %error, "its record could not be written");
+            }
+        }
+    }
+
+    /// Listens for the guest of a microVM.
+    fn listen(&mut self) {
+        self.guest = None;
+        let Some(record) = self
+            .record
+            .as_ref()
+            .filter(|record| record.manner == Manner::Microvm)
+        else {
+            return;
+        };
+        match Guest::listen(&VmFiles::new(&self.dir).guest_control(), record.uid) {
+            Ok(guest) => self.guest = Some(guest),
+            Err(error) => tracing::warn!(app = %self.id, %error, "its guest cannot report"),
+        }
+    }
+
+    async fn start(&mut self, start: &Arc<Start>) {
+        let fingerprint = start.fingerprint();
+        tracing::info!(app = %self.id, name = %start.name, "starting");
+        match self.try_start(start).await {
+            Ok(()) => {
+                self.restarts += u32::from(self.ended_by_itself);
+                self.ended_by_itself = false;
+                self.trouble = None;
+                let (manner, stop_signal) = match &start.kind {
+                    StartKind::Machine { .. } => (Manner::Machine, libc::SIGTERM),
+                    StartKind::Microvm { stop_signal, .. } => (Manner::Microvm, *stop_signal),
+                    StartKind::Native { stop_signal, .. } => (Manner::Native, *stop_signal),
+                };
+                self.announced = manner != Manner::Microvm;
+                self.record = Some(Record {
+                    fingerprint: fingerprint.clone(),
+                    manner,
+                    stop_signal,
+                    uid: start.number.uid(),
+                    console: vm::console_of(start, &VmFiles::new(&self.dir)),
+                    started: seconds_after_boot(),
+                    restarts: self.restarts,
+                    failures: self.failures,
+                });
+                self.keep_record();
+                self.life = Life::Up(fingerprint);
+                self.check().await;
+            }
+            Err(error) => {
+                tracing::warn!(app = %self.id, name = %start.name, %error, "could not be started");
+                let message = error.to_string();
+                if let Err(error) = self.context.units.forget(&self.unit).await {
+                    tracing::debug!(app = %self.id, %error, "its unit could not be forgotten");
+                }
+                self.guest = None;
+                self.tear_down().await;
+                self.back_off(fingerprint, message);
+            }
+        }
+    }
+
+    async fn try_start(&mut self, start: &Arc<Start>) -> Result<(), StartError> {
+        self.said = None;
+        self.process = None;
+        self.guest = None;
+        let unit = if matches!(start.kind, StartKind::Native { .. }) {
+            native::prepare(start, &self.context.paths, &self.dir).await?;
+            native::unit(self.unit.clone(), start, &self.dir)
+        } else {
+            let (start_here, paths, dir) =
+                (start.clone(), self.context.paths.clone(), self.dir.clone());
+            tokio::task::spawn_blocking(move || vm::prepare(&start_here, &paths, &dir))
+                .await
+                .map_err(|_| StartError::Interrupted)??;
+            if matches!(start.kind, StartKind::Microvm { .. }) {
+                // The guest's first words must find someone who listens.
+                let socket = VmFiles::new(&self.dir).guest_control();
+                self.guest = Some(Guest::listen(&socket, start.number.uid())?);
+            }
+            vm::unit(self.unit.clone(), start, &self.context.paths, &self.dir)
+        };
+        self.context.units.start(unit).await?;
+        Ok(())
+    }
+
+    /// Looks whether the process still runs, and settles its end if not.
+    async fn check(&mut self) {
+        match self.context.units.look(&self.unit).await {
+            Ok(UnitState::Running { pid }) => {
+                if self
+                    .process
+                    .as_ref()
+                    .is_none_or(|process| process.pid != pid)
+                {
+                    // A process that is gone by now is found gone by the next look.
+                    self.process = Process::watch(pid).ok();
+                } else {
+                    // The main process has ended, systemd has not noticed yet.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            Ok(_) => self.settle_end().await,
+            Err(error) => {
+                tracing::warn!(app = %self.id, %error, "its unit could not be looked at");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    /// Its process has ended: finds out why, and what that means.
+    async fn settle_end(&mut self) {
+        self.process = None;
+        while let Some(event) = self.guest.as_mut().and_then(Guest::pending) {
+            self.hear(event);
+        }
+        let how = match self.context.units.look(&self.unit).await {
+            Ok(UnitState::Ended { how }) => Some(how),
+            _ => None,
+        };
+        let message = self.reason(how);
+        if let Err(error) = self.context.units.forget(&self.unit).await {
+            tracing::debug!(app = %self.id, %error, "its unit could not be forgotten");
+        }
+        self.guest = None;
+        self.tear_down().await;
+        let record = self.record.take();
+        if let Err(error) = files::remove(&self.record_path()) {
+            tracing::warn!(app = %self.id, %error, "its record could not be removed");
+        }
+        match std::mem::replace(&mut self.life, Life::Down) {
+            Life::Up(with) => {
+                let ran = record.map_or(0, |record| {
+                    seconds_after_boot().saturating_sub(record.started)
+                });
+                if ran >= WORKS_AFTER.as_secs() {
+                    self.failures = 0;
+                }
+                tracing::warn!(app = %self.id, message, "ended by itself");
+                self.ended_by_itself = true;
+                self.back_off(with, message);
+            }
+            Life::Stopping { .. } | Life::Down => {
+                tracing::info!(app = %self.id, message, "stopped");
+                self.failures = 0;
+                self.trouble = None;
+            }
+            back_off @ Life::BackOff { .. } => self.life = back_off,
+        }
+    }
+
+    fn back_off(&mut self, with: String, message: String) {
+        self.failures = self.failures.saturating_add(1);
+        let delay = APP.roll(self.failures);
+        let now = SystemTime::now();
+        self.life = Life::BackOff {
+            with,
+            until: Instant::now() + delay,
+        };
+        self.trouble = Some(Trouble {
+            message,
+            at: now,
+            retry_at: Some(now + delay),
+        });
+    }
+
+    /// Why the process ended, in words.
+    fn reason(&mut self, how: Option<String>) -> String {
+        if let Some(said) = self.said.take() {
+            return said;
+        }
+        let words = files::read_limited(&VmFiles::new(&self.dir).last_words(), 64 * 1024)
+            .ok()
+            .flatten();
+        match words.and_then(|words| serde_json::from_slice(&words).ok()) {
+            Some(LastWords::PowerOff) => "the machine powered itself off".into(),
+            Some(LastWords::Reset) => "the machine restarted itself".into(),
+            Some(LastWords::TripleFault) => "the machine crashed (triple fault)".into(),
+            Some(LastWords::Killed) => "the machine was ended".into(),
+            Some(LastWords::Failed { message }) => {
+                format!(
+                    "the monitor failed: {}",
+                    message.chars().take(500).collect::<String>()
+                )
+            }
+            None => how.unwrap_or_else(|| "it ended".into()),
+        }
+    }
+
+    fn hear(&mut self, event: FromGuest) {
+        match event {
+            FromGuest::Started => self.announced = true,
+            FromGuest::Exited { code } => {
+                self.said = Some(format!("the container ended with status {code}"))
+            }
+            FromGuest::Failed { message } => {
+                let message: String = message
+                    .chars()
+                    .take(500)
+                    .filter(|c| !c.is_control())
+                    .collect();
+                self.said = Some(format!("the container could not be started: {message}"));
+            }
+        }
+    }
+
+    /// Asks it to end.
+    async fn ask(&mut self) {
+        tracing::info!(app = %self.id, "asked to stop");
+        self.life = Life::Stopping {
+            pressure: Pressure::Asked,
+            until: Instant::now() + GRACE,
+        };
+        let Some(record) = &self.record else {
+            // Nobody knows how to ask it.
+            self.end().await;
+            return;
+        };
+        match record.manner {
+            Manner::Machine => self.control(Request::Shutdown).await,
+            Manner::Microvm => {
+                let grace = GRACE.saturating_sub(KILL_GRACE).as_secs();
+                let stop = ToGuest::Stop {
+                    signal: record.stop_signal,
+                    grace_seconds: u32::try_from(grace).unwrap_or(0),
+                };
+                if !self.guest.as_ref().is_some_and(|guest| guest.ask(stop)) {
+                    self.control(Request::Shutdown).await;
+                }
+            }
+            Manner::Native => {
+                if let Err(error) =
+                    native::signal(&self.context.paths, self.id, record.stop_signal).await
+                {
+                    tracing::warn!(app = %self.id, %error, "could not be asked to stop");
+                }
+            }
+        }
+    }
+
+    /// Ends it without asking.
+    async fn end(&mut self) {
+        self.life = Life::Stopping {
+            pressure: Pressure::Ended,
+            until: Instant::now() + KILL_GRACE,
+        };
+        match self.record.as_ref().map(|record| record.manner) {
+            Some(Manner::Machine | Manner::Microvm) => self.control(Request::Kill).await,
+            Some(Manner::Native) => {
+                if let Err(error) =
+                    native::signal(&self.context.paths, self.id, libc::SIGKILL).await
+                {
+                    tracing::warn!(app = %self.id, %error, "could not be ended");
+                }
+            }
+            None => self.kill().await,
+        }
+    }
+
+    /// Kills its processes.
+    async fn kill(&mut self) {
+        tracing::warn!(app = %self.id, "killed");
+        self.life = Life::Stopping {
+            pressure: Pressure::Killed,
+            until: Instant::now() + KILL_GRACE,
+        };
+        if let Err(error) = self
+            .context
+            .units
+            .signal(&self.unit, libc::SIGKILL, true)
+            .await
+        {
+            tracing::warn!(app = %self.id, %error, "could not be killed");
+        }
+    }
+
+    async fn control(&self, request: Request) {
+        let socket = VmFiles::new(&self.dir).control();
+        let asked = tokio::task::spawn_blocking(move || control::ask(&socket, &request)).await;
+        if let Ok(Err(error)) = asked {
+            tracing::warn!(app = %self.id, %error, "the monitor did not obey");
+        }
+    }
+
+    /// Takes away mounts and namespaces of a native container; nothing if there are none.
+    async fn tear_down(&self) {
+        if let Err(error) = native::tear_down(&self.context.paths, self.id, &self.dir).await {
+            tracing::warn!(app = %self.id, %error, "what is left of it could not be taken away");
+        }
+    }
+
+    /// Takes away what is left of the app. Gives whether all is gone.
+    async fn clean_up(&mut self) -> bool {
+        self.tear_down().await;
+        // Its directory goes last: while it is there, the app's number is not given to another one.
+        match files::remove_tree(&self.dir) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(app = %self.id, %error, "its directory could not be removed");
+                false
+            }
+        }
+    }
+
+    fn tell(&mut self, wanted: &Input, phase: Option<AppPhase>) {
+        let since = self.since();
+        let phase = phase.unwrap_or_else(|| match (&self.life, &wanted.want) {
+            (Life::Down, Want::Run(_) | Want::Prepare) => AppPhase::Preparing,
+            (Life::Down, Want::Halt | Want::Remove) => AppPhase::Halted,
+            (Life::Up(_), _) if !self.announced => AppPhase::Starting,
+            (Life::Up(_), _) => AppPhase::Running { since },
+            (Life::BackOff { until, .. }, _) => AppPhase::BackOff {
+                until: self
+                    .trouble
+                    .as_ref()
+                    .and_then(|trouble| trouble.retry_at)
+                    .unwrap_or_else(|| {
+                        SystemTime::now() + until.saturating_duration_since(Instant::now())
+                    }),
+            },
+            (Life::Stopping { .. }, _) => AppPhase::Stopping,
+        });
+        let running = self.process.is_some();
+        let status = AppStatus {
+            name: wanted.name.clone(),
+            phase,
+            restarts: self.restarts,
+            addresses: wanted.addresses.clone(),
+            console: self
+                .record
+                .as_ref()
+                .and_then(|record| record.console.clone())
+                .filter(|_| running),
+            pid: self.process.as_ref().map(|process| process.pid),
+            unit: Some(self.unit.clone()),
+            trouble: self.trouble.clone().or_else(|| wanted.trouble.clone()),
+        };
+        self.context.apps.send_if_modified(|apps| {
+            let differs = apps.get(&self.id) != Some(&status);
+            if differs {
+                Arc::make_mut(apps).insert(self.id, status);
+            }
+            differs
+        });
+    }
+
+    /// Since when it runs, by today's clock: the clock may be set while it runs, seconds after boot are right. Both are cut
+    /// to seconds at different moments; differences that come from that are not told.
+    fn since(&mut self) -> SystemTime {
+        let started = self.record.as_ref().map_or(0, |record| record.started);
+        let ago = Duration::from_secs(seconds_after_boot().saturating_sub(started));
+        let now = SystemTime::now();
+        let since = now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
+        let apart = |a: SystemTime, b: SystemTime| {
+            a.duration_since(b)
+                .or_else(|_| b.duration_since(a))
+                .unwrap_or_default()
+        };
+        match self.since {
+            Some(told) if apart(told, since) < Duration::from_secs(5) => told,
+            _ => *self.since.insert(since),
+        }
+    }
+}
+
+/// Waits for the end of a process; looks again after a second if there is none to watch.
+async fn ended(process: Option<&Process>) {
+    match process {
+        Some(process) => {
+            // An error means that the descriptor cannot be watched: look again.
+            let _ = process.fd.readable().await;
+        }
+        None => tokio::time::sleep(Duration::from_secs(1)).await,
+    }
+}
+
+async fn event(guest: Option<&mut Guest>) -> FromGuest {
+    if let Some(guest) = guest
+        && let Some(event) = guest.event().await
+    {
+        return event;
+    }
+    std::future::pending().await
+}
+
+/// Seconds since the device started, sleep included.
+fn seconds_after_boot() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .ok()
+        .and_then(|time| u64::try_from(time.tv_sec()).ok())
+        .unwrap_or(0)
+}

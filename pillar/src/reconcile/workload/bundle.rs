@@ -1,0 +1,164 @@
+//! The OCI runtime bundle of a native container (OCI Runtime Specification 1.1, config.md), made from what it is to be.
+//!
+//! The container has a user namespace of its own: its root is nobody on the host. It gets the capabilities that container
+//! engines give by default, which count only inside its namespaces, and no way to get more (`noNewPrivileges`).
+
+use std::path::Path;
+
+use guest_api::ContainerSpec;
+use serde_json::{Value, json};
+
+use super::start::Start;
+
+/// Ids that a container has: 0 to 65535.
+pub const IDS: u32 = 65_536;
+
+/// What Docker and containerd give by default.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// System calls that no application needs and that reach far into the kernel.
+const FORBIDDEN: &[&str] = &[
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "name_to_handle_at",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+    "vhangup",
+    "vmsplice",
+];
+
+/// The places of a native container that the bundle refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The mounted root file system.
+    pub root: &'a Path,
+    /// Its user namespace.
+    pub user_namespace: &'a Path,
+    /// Its network namespace.
+    pub network_namespace: &'a Path,
+    /// Its /etc/resolv.conf.
+    pub resolv_conf: &'a Path,
+    /// Its /etc/hosts.
+    pub hosts: &'a Path,
+}
+
+/// The bundle's config.json.
+#[must_use]
+pub fn config(
+    start: &Start,
+    container: &ContainerSpec,
+    places: &Places<'_>,
+    volumes: &[(String, String, bool)],
+) -> Value {
+    let file = |source: &Path, destination: &str| json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}),
+        file(places.resolv_conf, "/etc/resolv.conf"),
+        file(places.hosts, "/etc/hosts"),
+    ];
+    for (source, destination, readonly) in volumes {
+        let mode = if *readonly { "ro" } else { "rw" };
+        mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", mode, "nosuid", "nodev"]}));
+    }
+    let ids = json!([{"containerID": 0, "hostID": start.number.subordinate_ids(), "size": IDS}]);
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": container.hostname,
+        "process": {
+            "terminal": false,
+            "user": {"uid": container.uid, "gid": container.gid, "additionalGids": container.additional_gids},
+            "args": container.args,
+            "env": container.env,
+            "cwd": container.cwd,
+            "noNewPrivileges": true,
+            "capabilities": {
+                "bounding": CAPABILITIES,
+                // Only root has them from the start, as with other engines.
+                "effective": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
+                "permitted": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
+            },
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 65536}],
+        },
+        "root": {"path": places.root, "readonly": container.readonly_root},
+        "mounts": mounts,
+        "linux": {
+            "uidMappings": ids,
+            "gidMappings": ids,
+            "namespaces": [
+                {"type": "user", "path": places.user_namespace},
+                {"type": "network", "path": places.network_namespace},
+                {"type": "pid"},
+                {"type": "ipc"},
+                {"type": "uts"},
+                {"type": "mount"},
+                {"type": "cgroup"},
+            ],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": FORBIDDEN, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM}],
+            },
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/scsi",
+                "/proc/sched_debug", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
