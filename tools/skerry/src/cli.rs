@@ -183,7 +183,12 @@ pub struct Delete {
     #[arg(required_unless_present = "files", value_name = "KIND [NAME]")]
     pub what: Vec<String>,
     /// Delete what these files describe.
-    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        value_name = "FILE",
+        conflicts_with = "what"
+    )]
     pub files: Vec<PathBuf>,
     /// What is not there is no error.
     #[arg(long)]
@@ -285,7 +290,12 @@ pub struct Push {
     #[arg(value_name = "REGISTRY/REPO:TAG")]
     pub target: String,
     /// Root disk of a machine image.
-    #[arg(long, value_name = "FILE", requires = "format", required_unless_present = "oci_layout")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "format",
+        required_unless_present = "oci_layout"
+    )]
     pub disk: Option<PathBuf>,
     /// Format of the root disk. It is never guessed.
     #[arg(long, value_enum)]
@@ -315,7 +325,9 @@ pub struct Push {
 
 /// Reads `90`, `90s`, `5m`, `1h`, `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let fault = || format!("`{text}` is no time: write a number and ms, s, m or h, such as 90s");
     let number: u64 = digits.parse().map_err(|_| fault())?;
@@ -326,7 +338,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600,
         _ => return Err(fault()),
     };
-    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(fault)
+    number
+        .checked_mul(unit)
+        .map(Duration::from_secs)
+        .ok_or_else(fault)
 }
 
 #[cfg(test)]
@@ -344,11 +359,24 @@ mod tests {
     fn every_command_has_an_example() {
         fn walk(command: &clap::Command) {
             if command.has_subcommands() {
-                command.get_subcommands().filter(|command| command.get_name() != "help").for_each(walk);
+                command
+                    .get_subcommands()
+                    .filter(|command| command.get_name() != "help")
+                    .for_each(walk);
             } else {
-                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-                let example = help.split_once("Examples:\n").map(|(_, example)| example).unwrap_or_default();
-                assert!(example.contains(command.get_name()), "{}: {help}", command.get_name());
+                let help = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let example = help
+                    .split_once("Examples:\n")
+                    .map(|(_, example)| example)
+                    .unwrap_or_default();
+                assert!(
+                    example.contains(command.get_name()),
+                    "{}: {help}",
+                    command.get_name()
+                );
             }
         }
         walk(&Cli::command());
@@ -361,7 +389,16 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999999", "18446744073709551615h"] {
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1d",
+            "99999999999999999999",
+            "18446744073709551615h",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

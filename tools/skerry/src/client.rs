@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use operator_api::{API_PREFIX, Problem};
-use reqwest::header::{CONNECTION, HeaderValue, IF_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use reqwest::header::{
+    CONNECTION, HeaderValue, IF_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use tokio_tungstenite::WebSocketStream;
@@ -53,12 +56,22 @@ impl Client {
             // A token must not follow a redirection to somewhere else.
             .redirect(reqwest::redirect::Policy::none());
         if let Some(pem) = &access.ca {
-            let roots = Certificate::from_pem_bundle(pem.as_bytes())
-                .map_err(|error| Failure::usage(format!("the root certificates are not PEM: {}", chain(&error))))?;
+            let roots = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| {
+                Failure::usage(format!(
+                    "the root certificates are not PEM: {}",
+                    chain(&error)
+                ))
+            })?;
             builder = builder.tls_certs_only(roots);
         }
-        let http = builder.build().map_err(|error| Failure::error(format!("preparing TLS: {}", chain(&error))))?;
-        Ok(Self { http, server: access.server, token: access.token })
+        let http = builder
+            .build()
+            .map_err(|error| Failure::error(format!("preparing TLS: {}", chain(&error))))?;
+        Ok(Self {
+            http,
+            server: access.server,
+            token: access.token,
+        })
     }
 
     /// The controller's address.
@@ -67,7 +80,9 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{API_PREFIX}/{path}", self.server));
+        let request = self
+            .http
+            .request(method, format!("{}{API_PREFIX}/{path}", self.server));
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -76,7 +91,10 @@ impl Client {
 
     /// `what` is what is being done, for the error: "get apps".
     async fn send(&self, request: RequestBuilder, what: &str) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.unreachable(what, &error))?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(what, &error))?;
         if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
@@ -87,7 +105,9 @@ impl Client {
 
     async fn json(&self, request: RequestBuilder, what: &str) -> Result<Value, Failure> {
         let response = self.send(request.timeout(ANSWER_TIMEOUT), what).await?;
-        let body = whole(response).await.map_err(|error| self.broken(what, &error))?;
+        let body = whole(response)
+            .await
+            .map_err(|error| self.broken(what, &error))?;
         if body.is_empty() {
             return Ok(Value::Null);
         }
@@ -95,8 +115,14 @@ impl Client {
     }
 
     /// `GET` of an object or a collection.
-    pub async fn get(&self, path: &str, query: &[(&str, String)], what: &str) -> Result<Value, Failure> {
-        self.json(self.request(Method::GET, path).query(query), what).await
+    pub async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        what: &str,
+    ) -> Result<Value, Failure> {
+        self.json(self.request(Method::GET, path).query(query), what)
+            .await
     }
 
     /// `GET` of an object that may be absent.
@@ -109,38 +135,69 @@ impl Client {
     }
 
     /// `PUT` of an object; `version` is the resource version that it must still have.
-    pub async fn put(&self, path: &str, object: &Value, version: Option<&str>, what: &str) -> Result<Put, Failure> {
-        let mut request = self.request(Method::PUT, path).json(object).timeout(ANSWER_TIMEOUT);
+    pub async fn put(
+        &self,
+        path: &str,
+        object: &Value,
+        version: Option<&str>,
+        what: &str,
+    ) -> Result<Put, Failure> {
+        let mut request = self
+            .request(Method::PUT, path)
+            .json(object)
+            .timeout(ANSWER_TIMEOUT);
         if let Some(version) = version {
-            let tag = HeaderValue::from_str(&format!("\"{version}\""))
-                .map_err(|_| Failure::usage(format!("{what}: `{version}` is no resource version")))?;
+            let tag = HeaderValue::from_str(&format!("\"{version}\"")).map_err(|_| {
+                Failure::usage(format!("{what}: `{version}` is no resource version"))
+            })?;
             request = request.header(IF_MATCH, tag);
         }
         let response = self.send(request, what).await?;
         let created = response.status() == StatusCode::CREATED;
-        let body = whole(response).await.map_err(|error| self.broken(what, &error))?;
-        let object = serde_json::from_slice(&body).map_err(|error| self.broken(what, &error.to_string()))?;
+        let body = whole(response)
+            .await
+            .map_err(|error| self.broken(what, &error))?;
+        let object =
+            serde_json::from_slice(&body).map_err(|error| self.broken(what, &error.to_string()))?;
         Ok(Put { created, object })
     }
 
     /// `POST` of a JSON body.
     pub async fn post(&self, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
-        self.json(self.request(Method::POST, path).json(body), what).await
+        self.json(self.request(Method::POST, path).json(body), what)
+            .await
     }
 
     /// `DELETE` of an object.
     pub async fn delete(&self, path: &str, what: &str) -> Result<(), Failure> {
-        self.json(self.request(Method::DELETE, path), what).await.map(drop)
+        self.json(self.request(Method::DELETE, path), what)
+            .await
+            .map(drop)
     }
 
     /// `GET` of something that comes line by line, without end perhaps.
-    pub async fn lines(&self, path: &str, query: &[(&str, String)], what: &str) -> Result<Lines, Failure> {
-        let response = self.send(self.request(Method::GET, path).query(query), what).await?;
-        Ok(Lines { body: response.bytes_stream().boxed(), rest: Vec::new(), what: what.to_owned() })
+    pub async fn lines(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        what: &str,
+    ) -> Result<Lines, Failure> {
+        let response = self
+            .send(self.request(Method::GET, path).query(query), what)
+            .await?;
+        Ok(Lines {
+            body: response.bytes_stream().boxed(),
+            rest: Vec::new(),
+            what: what.to_owned(),
+        })
     }
 
     /// Opens a WebSocket (RFC 6455 section 4.1) over the same TLS settings and with the same token.
-    pub async fn web_socket(&self, path: &str, what: &str) -> Result<WebSocketStream<reqwest::Upgraded>, Failure> {
+    pub async fn web_socket(
+        &self,
+        path: &str,
+        what: &str,
+    ) -> Result<WebSocketStream<reqwest::Upgraded>, Failure> {
         let key = generate_key();
         let request = self
             .request(Method::GET, path)
@@ -149,12 +206,21 @@ impl Client {
             .header(SEC_WEBSOCKET_VERSION, "13")
             .header(SEC_WEBSOCKET_KEY, &key);
         let response = self.send(request, what).await?;
-        let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes)
+        let accepted = response
+            .headers()
+            .get(SEC_WEBSOCKET_ACCEPT)
+            .map(HeaderValue::as_bytes)
             == Some(derive_accept_key(key.as_bytes()).as_bytes());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS || !accepted {
-            return Err(self.broken(what, &format!("{} instead of a WebSocket", response.status())));
+            return Err(self.broken(
+                what,
+                &format!("{} instead of a WebSocket", response.status()),
+            ));
         }
-        let stream = response.upgrade().await.map_err(|error| self.broken(what, &chain(&error)))?;
+        let stream = response
+            .upgrade()
+            .await
+            .map_err(|error| self.broken(what, &chain(&error)))?;
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
     }
 
@@ -168,19 +234,29 @@ impl Client {
             ""
         };
         let message = format!("{what}: cannot talk to {}: {reason}{hint}", self.server);
-        if error.is_timeout() { Failure::timed_out(message) } else { Failure::error(message) }
+        if error.is_timeout() {
+            Failure::timed_out(message)
+        } else {
+            Failure::error(message)
+        }
     }
 
     fn broken(&self, what: &str, reason: &str) -> Failure {
-        Failure::error(format!("{what}: {} gave no proper answer: {reason}", self.server))
+        Failure::error(format!(
+            "{what}: {} gave no proper answer: {reason}",
+            self.server
+        ))
     }
 
     fn problem(&self, what: &str, status: StatusCode, body: &[u8]) -> Failure {
         let said = match serde_json::from_slice::<Problem>(body) {
             Ok(problem) if problem.detail.is_empty() => problem.title,
             Ok(problem) => {
-                let fields: String =
-                    problem.errors.iter().map(|error| format!("\n  {}: {}", error.field, error.message)).collect();
+                let fields: String = problem
+                    .errors
+                    .iter()
+                    .map(|error| format!("\n  {}: {}", error.field, error.message))
+                    .collect();
                 problem.detail + &fields
             }
             Err(_) => format!("{} answered {status}", self.server),
@@ -188,15 +264,19 @@ impl Client {
         let message = format!("{what}: {said}");
         match status {
             StatusCode::NOT_FOUND => Failure::not_found(message),
-            StatusCode::UNAUTHORIZED if self.token.is_some() => {
-                Failure::refused(format!("{message}\nlog in again: skerry login {}", self.server))
-            }
+            StatusCode::UNAUTHORIZED if self.token.is_some() => Failure::refused(format!(
+                "{message}\nlog in again: skerry login {}",
+                self.server
+            )),
             StatusCode::UNAUTHORIZED if what.starts_with("log in") => Failure::refused(message),
-            StatusCode::UNAUTHORIZED => {
-                Failure::refused(format!("{message}\nlog in first: skerry login {}", self.server))
-            }
+            StatusCode::UNAUTHORIZED => Failure::refused(format!(
+                "{message}\nlog in first: skerry login {}",
+                self.server
+            )),
             StatusCode::FORBIDDEN => Failure::refused(message),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Failure::timed_out(message),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
+                Failure::timed_out(message)
+            }
             _ => Failure::error(message),
         }
     }
@@ -220,12 +300,19 @@ impl Lines {
                 return Ok(Some(line));
             }
             if self.rest.len() > MAX_LINE {
-                return Err(Failure::error(format!("{}: a line is longer than {MAX_LINE} bytes", self.what)));
+                return Err(Failure::error(format!(
+                    "{}: a line is longer than {MAX_LINE} bytes",
+                    self.what
+                )));
             }
             match self.body.next().await {
                 Some(Ok(bytes)) => self.rest.extend_from_slice(&bytes),
                 Some(Err(error)) => {
-                    return Err(Failure::error(format!("{}: the connection broke: {}", self.what, chain(&error))));
+                    return Err(Failure::error(format!(
+                        "{}: the connection broke: {}",
+                        self.what,
+                        chain(&error)
+                    )));
                 }
                 None if self.rest.is_empty() => return Ok(None),
                 None => return Ok(Some(std::mem::take(&mut self.rest))),

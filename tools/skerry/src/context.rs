@@ -72,8 +72,14 @@ impl Environment {
     /// Reads `SKERRY_SERVER`, `SKERRY_TOKEN`, and the file that `SKERRY_CA` names.
     pub fn read() -> Result<Self, Failure> {
         let text = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let ca = text("SKERRY_CA").map(|path| read_roots(Path::new(&path))).transpose()?;
-        Ok(Self { server: text("SKERRY_SERVER"), token: text("SKERRY_TOKEN"), ca })
+        let ca = text("SKERRY_CA")
+            .map(|path| read_roots(Path::new(&path)))
+            .transpose()?;
+        Ok(Self {
+            server: text("SKERRY_SERVER"),
+            token: text("SKERRY_TOKEN"),
+            ca,
+        })
     }
 }
 
@@ -81,7 +87,10 @@ impl Environment {
 pub fn read_roots(path: &Path) -> Result<String, Failure> {
     let text = fs::read_to_string(path).map_err(Failure::io("read the root certificates", path))?;
     if !text.contains("-----BEGIN CERTIFICATE-----") {
-        return Err(Failure::usage(format!("{} holds no PEM certificate", path.display())));
+        return Err(Failure::usage(format!(
+            "{} holds no PEM certificate",
+            path.display()
+        )));
     }
     Ok(text)
 }
@@ -89,22 +98,34 @@ pub fn read_roots(path: &Path) -> Result<String, Failure> {
 /// Reads a password: the first line of a file.
 pub fn read_password(path: &Path) -> Result<String, Failure> {
     let text = fs::read_to_string(path).map_err(Failure::io("read the password from", path))?;
-    first_line(&text).ok_or_else(|| Failure::usage(format!("the first line of {} is empty", path.display())))
+    first_line(&text)
+        .ok_or_else(|| Failure::usage(format!("the first line of {} is empty", path.display())))
 }
 
 /// The first line of a text, without its end; none if it is empty.
 pub fn first_line(text: &str) -> Option<String> {
-    text.lines().next().filter(|line| !line.is_empty()).map(str::to_owned)
+    text.lines()
+        .next()
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
 }
 
 impl Config {
     /// `SKERRY_CONFIG`, or `skerry/config.yaml` in the user's configuration folder (XDG Base Directory Specification).
     pub fn path() -> Result<PathBuf, Failure> {
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         set("SKERRY_CONFIG")
             .or_else(|| set("XDG_CONFIG_HOME").map(|dir| dir.join("skerry/config.yaml")))
             .or_else(|| set("HOME").map(|home| home.join(".config/skerry/config.yaml")))
-            .ok_or_else(|| Failure::usage("neither SKERRY_CONFIG nor HOME is set: where are the contexts kept?"))
+            .ok_or_else(|| {
+                Failure::usage(
+                    "neither SKERRY_CONFIG nor HOME is set: where are the contexts kept?",
+                )
+            })
     }
 
     /// Reads the file; an absent one is empty.
@@ -120,7 +141,11 @@ impl Config {
     pub fn save(&self, path: &Path) -> Result<(), Failure> {
         let text = serde_yaml_ng::to_string(self).map_err(Failure::io("write", path))?;
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Failure::io("make", dir))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(Failure::io("make", dir))?;
         }
         let mut part = path.as_os_str().to_owned();
         part.push(format!(".{}.part", std::process::id()));
@@ -130,7 +155,10 @@ impl Config {
             .create_new(true)
             .mode(0o600)
             .open(&part)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())
+                    .and_then(|()| file.sync_all())
+            })
             .and_then(|()| fs::rename(&part, path));
         written.map_err(|error| {
             let _ = fs::remove_file(&part);
@@ -149,47 +177,80 @@ impl Config {
     /// What to talk to, and how: the named or current context, with what the environment says before it.
     pub fn access(&self, name: Option<&str>, environment: Environment) -> Result<Access, Failure> {
         let context = match name.or(self.current_context.as_deref()) {
-            Some(name) => Some(self.contexts.get(name).ok_or_else(|| self.no_context(name))?),
+            Some(name) => Some(
+                self.contexts
+                    .get(name)
+                    .ok_or_else(|| self.no_context(name))?,
+            ),
             None => None,
         };
-        let named = environment.server.map(|server| normalise(&server)).transpose()?;
-        let context = context.filter(|context| named.as_ref().is_none_or(|server| *server == context.server));
+        let named = environment
+            .server
+            .map(|server| normalise(&server))
+            .transpose()?;
+        let context = context.filter(|context| {
+            named
+                .as_ref()
+                .is_none_or(|server| *server == context.server)
+        });
         let server = named.or_else(|| context.map(|context| context.server.clone())).ok_or_else(|| {
             Failure::usage("no controller is known: log in with `skerry login https://HOST:PORT`, or set SKERRY_SERVER")
         })?;
         Ok(Access {
             server,
-            ca: environment.ca.or_else(|| context.and_then(|context| context.ca_certificates.clone())),
-            token: environment.token.or_else(|| context.and_then(|context| context.token.clone())),
+            ca: environment
+                .ca
+                .or_else(|| context.and_then(|context| context.ca_certificates.clone())),
+            token: environment
+                .token
+                .or_else(|| context.and_then(|context| context.token.clone())),
         })
     }
 
     /// Says which contexts there are instead.
     pub fn no_context(&self, name: &str) -> Failure {
         let known: Vec<_> = self.contexts.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        Failure::not_found(format!("there is no context `{name}` (known: {known}); `skerry login --context {name}` makes it"))
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        Failure::not_found(format!(
+            "there is no context `{name}` (known: {known}); `skerry login --context {name}` makes it"
+        ))
     }
 }
 
 /// `https://host[:port]` without anything behind it. A bare `host:port` gets `https`. Plain `http`, which shows tokens to
 /// everybody on the way, is for the machine itself only.
 pub fn normalise(server: &str) -> Result<String, Failure> {
-    let with_scheme = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
-    let fault = |reason: &str| Failure::usage(format!("`{server}` is no controller's address: {reason}"));
+    let with_scheme = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("https://{server}")
+    };
+    let fault =
+        |reason: &str| Failure::usage(format!("`{server}` is no controller's address: {reason}"));
     let url = reqwest::Url::parse(&with_scheme).map_err(|error| fault(&error.to_string()))?;
     let host = url.host_str().ok_or_else(|| fault("it names no host"))?;
     let local = host == "localhost" || host == "[::1]" || host.starts_with("127.");
     match url.scheme() {
         "https" => {}
         "http" if local => {}
-        "http" => return Err(fault("http would show your token to everybody on the way; write https")),
+        "http" => {
+            return Err(fault(
+                "http would show your token to everybody on the way; write https",
+            ));
+        }
         _ => return Err(fault("write https://HOST:PORT")),
     }
     if !matches!(url.path(), "" | "/") || url.query().is_some() || !url.username().is_empty() {
         return Err(fault("write https://HOST:PORT and nothing behind it"));
     }
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
     Ok(format!("{}://{host}{port}", url.scheme()))
 }
 
@@ -222,7 +283,15 @@ mod tests {
         ] {
             assert_eq!(normalise(text).unwrap(), server, "{text}");
         }
-        for text in ["http://controller", "ftp://x", "https://x/path", "https://x?y", "https://a@b", "", "https://"] {
+        for text in [
+            "http://controller",
+            "ftp://x",
+            "https://x/path",
+            "https://x?y",
+            "https://a@b",
+            "",
+            "https://",
+        ] {
             assert_eq!(normalise(text).unwrap_err().exit(), Exit::Usage, "{text}");
         }
     }
@@ -239,8 +308,18 @@ mod tests {
         config.save(&path).unwrap();
         assert_eq!(Config::load(&path).unwrap(), config);
         assert_eq!(config.current_context.as_deref(), Some("plant"));
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs::metadata(path.parent().unwrap())
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o700
+        );
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -250,12 +329,31 @@ mod tests {
         config.put(None, context("https://one"));
         let access = |environment| config.access(None, environment).unwrap();
         let from_file = access(Environment::default());
-        assert_eq!((from_file.server.as_str(), from_file.token.as_deref()), ("https://one", Some("secret")));
-        let same = access(Environment { server: Some("one".into()), ..Default::default() });
+        assert_eq!(
+            (from_file.server.as_str(), from_file.token.as_deref()),
+            ("https://one", Some("secret"))
+        );
+        let same = access(Environment {
+            server: Some("one".into()),
+            ..Default::default()
+        });
         assert_eq!(same, from_file);
-        let other = access(Environment { server: Some("https://two".into()), ..Default::default() });
-        assert_eq!(other, Access { server: "https://two".into(), ca: None, token: None });
-        let own = access(Environment { token: Some("mine".into()), ..Default::default() });
+        let other = access(Environment {
+            server: Some("https://two".into()),
+            ..Default::default()
+        });
+        assert_eq!(
+            other,
+            Access {
+                server: "https://two".into(),
+                ca: None,
+                token: None
+            }
+        );
+        let own = access(Environment {
+            token: Some("mine".into()),
+            ..Default::default()
+        });
         assert_eq!(own.token.as_deref(), Some("mine"));
     }
 
@@ -265,7 +363,9 @@ mod tests {
         let none = config.access(None, Environment::default()).unwrap_err();
         assert_eq!(none.exit(), Exit::Usage);
         config.put(Some("plant"), context("https://one"));
-        let failure = config.access(Some("other"), Environment::default()).unwrap_err();
+        let failure = config
+            .access(Some("other"), Environment::default())
+            .unwrap_err();
         assert_eq!(failure.exit(), Exit::NotFound);
         assert!(failure.to_string().contains("plant"), "{failure}");
     }

@@ -55,7 +55,10 @@ impl Failure {
     }
 
     fn new(exit: Exit, message: impl Display) -> Self {
-        Self { exit, message: message.to_string() }
+        Self {
+            exit,
+            message: message.to_string(),
+        }
     }
 
     /// For `map_err` on file operations: names the operation and the file.

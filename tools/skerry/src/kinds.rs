@@ -30,11 +30,19 @@ pub struct Column {
 }
 
 const fn column(title: &'static str, cell: fn(&Value, Timestamp) -> String) -> Column {
-    Column { title, wide: false, cell }
+    Column {
+        title,
+        wide: false,
+        cell,
+    }
 }
 
 const fn wide(title: &'static str, cell: fn(&Value, Timestamp) -> String) -> Column {
-    Column { title, wide: true, cell }
+    Column {
+        title,
+        wide: true,
+        cell,
+    }
 }
 
 /// All kinds.
@@ -46,13 +54,21 @@ pub static KINDS: [Kind; 3] = [
         columns: &[
             column("NAME", |object, _| text(object, "/metadata/name")),
             column("PHASE", |object, _| text(object, "/status/phase")),
-            column("TRUST", |object, _| text(object, "/status/attestation/level")),
+            column("TRUST", |object, _| {
+                text(object, "/status/attestation/level")
+            }),
             column("ADDRESS", |object, _| device_address(object)),
             column("VERSION", |object, _| text(object, "/status/imageVersion")),
             column("SEEN", |object, now| ago(object, "/status/lastSeen", now)),
-            column("AGE", |object, now| ago(object, "/metadata/creationTimestamp", now)),
-            wide("MODEL", |object, _| text(object, "/status/hardware/productName")),
-            wide("SERIAL", |object, _| text(object, "/status/hardware/serial")),
+            column("AGE", |object, now| {
+                ago(object, "/metadata/creationTimestamp", now)
+            }),
+            wide("MODEL", |object, _| {
+                text(object, "/status/hardware/productName")
+            }),
+            wide("SERIAL", |object, _| {
+                text(object, "/status/hardware/serial")
+            }),
             wide("MEMORY", |object, _| device_memory(object)),
             wide("CONFIG", |object, _| device_config(object)),
             wide("UID", |object, _| text(object, "/metadata/uid")),
@@ -69,13 +85,21 @@ pub static KINDS: [Kind; 3] = [
             column("PHASE", |object, _| app_phase(object)),
             column("RESTARTS", |object, _| text(object, "/status/restarts")),
             column("PORTS", |object, _| app_ports(object)),
-            column("AGE", |object, now| ago(object, "/metadata/creationTimestamp", now)),
+            column("AGE", |object, now| {
+                ago(object, "/metadata/creationTimestamp", now)
+            }),
             wide("ADDRESSES", |object, _| list(object, "/status/addresses")),
             wide("MEMORY", |object, _| {
-                object.pointer("/status/memoryUsedKiB").and_then(Value::as_u64).map(size_kib).unwrap_or_default()
+                object
+                    .pointer("/status/memoryUsedKiB")
+                    .and_then(Value::as_u64)
+                    .map(size_kib)
+                    .unwrap_or_default()
             }),
             wide("IMAGE", |object, _| text(object, "/spec/image/reference")),
-            wide("MESSAGE", |object, _| first_line(&text(object, "/status/message"))),
+            wide("MESSAGE", |object, _| {
+                first_line(&text(object, "/status/message"))
+            }),
         ],
     },
     Kind {
@@ -86,7 +110,9 @@ pub static KINDS: [Kind; 3] = [
             column("NAME", |object, _| text(object, "/metadata/name")),
             column("TYPE", |object, _| text(object, "/spec/type")),
             column("URL", |object, _| text(object, "/spec/url")),
-            column("AGE", |object, now| ago(object, "/metadata/creationTimestamp", now)),
+            column("AGE", |object, now| {
+                ago(object, "/metadata/creationTimestamp", now)
+            }),
         ],
     },
 ];
@@ -95,7 +121,9 @@ impl Kind {
     /// The kind that people call `word`.
     pub fn find(word: &str) -> Option<&'static Self> {
         let word = word.to_ascii_lowercase();
-        KINDS.iter().find(|kind| kind.collection == word || kind.aliases.contains(&word.as_str()))
+        KINDS
+            .iter()
+            .find(|kind| kind.collection == word || kind.aliases.contains(&word.as_str()))
     }
 
     /// The kind that objects call `name`.
@@ -114,7 +142,9 @@ impl Kind {
         let safe: String = name
             .bytes()
             .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                    char::from(byte).to_string()
+                }
                 _ => format!("%{byte:02X}"),
             })
             .collect();
@@ -134,17 +164,27 @@ pub struct Selection {
 pub fn select(words: &[String]) -> Result<Vec<Selection>, Failure> {
     let unknown = |word: &str| {
         let known: Vec<_> = KINDS.iter().map(|kind| kind.collection).collect();
-        Failure::usage(format!("there is no kind of object `{word}`; known are {}", known.join(", ")))
+        Failure::usage(format!(
+            "there is no kind of object `{word}`; known are {}",
+            known.join(", ")
+        ))
     };
     let Some((first, rest)) = words.split_first() else {
-        return Err(Failure::usage("which objects? Write KIND, KIND NAME or KIND/NAME"));
+        return Err(Failure::usage(
+            "which objects? Write KIND, KIND NAME or KIND/NAME",
+        ));
     };
     if !first.contains('/') {
         let kind = Kind::find(first).ok_or_else(|| unknown(first))?;
         if let Some(mixed) = rest.iter().find(|name| name.contains('/')) {
-            return Err(Failure::usage(format!("`{first}` and `{mixed}` do not go together: write KIND NAME or KIND/NAME")));
+            return Err(Failure::usage(format!(
+                "`{first}` and `{mixed}` do not go together: write KIND NAME or KIND/NAME"
+            )));
         }
-        return Ok(vec![Selection { kind, names: rest.to_vec() }]);
+        return Ok(vec![Selection {
+            kind,
+            names: rest.to_vec(),
+        }]);
     }
     let mut selections: Vec<Selection> = Vec::new();
     for word in words {
@@ -152,9 +192,15 @@ pub fn select(words: &[String]) -> Result<Vec<Selection>, Failure> {
             return Err(Failure::usage(format!("`{word}` is not KIND/NAME")));
         };
         let kind = Kind::find(kind).ok_or_else(|| unknown(kind))?;
-        match selections.iter_mut().find(|selection| selection.kind.name == kind.name) {
+        match selections
+            .iter_mut()
+            .find(|selection| selection.kind.name == kind.name)
+        {
             Some(selection) => selection.names.push(name.to_owned()),
-            None => selections.push(Selection { kind, names: vec![name.to_owned()] }),
+            None => selections.push(Selection {
+                kind,
+                names: vec![name.to_owned()],
+            }),
         }
     }
     Ok(selections)
@@ -171,33 +217,57 @@ pub fn text(object: &Value, pointer: &str) -> String {
 
 fn list(object: &Value, pointer: &str) -> String {
     let items = object.pointer(pointer).and_then(Value::as_array);
-    items.into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+    items
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn ago(object: &Value, pointer: &str, now: Timestamp) -> String {
-    text(object, pointer).parse().map(|then| age(then, now)).unwrap_or_default()
+    text(object, pointer)
+        .parse()
+        .map(|then| age(then, now))
+        .unwrap_or_default()
 }
 
 /// The first address of an interface that leads outside, or else of any.
 fn device_address(object: &Value) -> String {
-    let interfaces = object.pointer("/status/interfaces").and_then(Value::as_array);
+    let interfaces = object
+        .pointer("/status/interfaces")
+        .and_then(Value::as_array);
     let mut interfaces: Vec<_> = interfaces.into_iter().flatten().collect();
     interfaces.sort_by_key(|interface| interface.get("uplink") != Some(&Value::Bool(true)));
-    interfaces.iter().map(|interface| text(interface, "/addresses/0")).find(|address| !address.is_empty()).unwrap_or_default()
+    interfaces
+        .iter()
+        .map(|interface| text(interface, "/addresses/0"))
+        .find(|address| !address.is_empty())
+        .unwrap_or_default()
 }
 
 fn device_memory(object: &Value) -> String {
     let number = |pointer| object.pointer(pointer).and_then(Value::as_u64);
-    match (number("/status/memory/totalKiB"), number("/status/memory/availableKiB")) {
+    match (
+        number("/status/memory/totalKiB"),
+        number("/status/memory/availableKiB"),
+    ) {
         (Some(total), Some(available)) => {
-            format!("{} of {}", size_kib(total.saturating_sub(available)), size_kib(total))
+            format!(
+                "{} of {}",
+                size_kib(total.saturating_sub(available)),
+                size_kib(total)
+            )
         }
         _ => String::new(),
     }
 }
 
 fn device_config(object: &Value) -> String {
-    let (wanted, applied) = (text(object, "/status/config/wanted"), text(object, "/status/config/applied"));
+    let (wanted, applied) = (
+        text(object, "/status/config/wanted"),
+        text(object, "/status/config/applied"),
+    );
     match (wanted.is_empty(), wanted == applied) {
         (true, _) => String::new(),
         (false, true) => "applied".to_owned(),
@@ -216,7 +286,10 @@ fn app_type(object: &Value) -> String {
 
 fn app_phase(object: &Value) -> String {
     let phase = text(object, "/status/phase");
-    match object.pointer("/status/progressPercent").and_then(Value::as_u64) {
+    match object
+        .pointer("/status/progressPercent")
+        .and_then(Value::as_u64)
+    {
         Some(percent) if phase == "Fetching" => format!("{phase} {percent}%"),
         _ => phase,
     }
@@ -226,10 +299,23 @@ fn app_ports(object: &Value) -> String {
     let ports = object.pointer("/spec/ports").and_then(Value::as_array);
     let one = |port: &Value| {
         let protocol = text(port, "/protocol");
-        let protocol = if protocol.is_empty() { "tcp" } else { &protocol };
-        format!("{}->{}/{protocol}", text(port, "/device"), text(port, "/app"))
+        let protocol = if protocol.is_empty() {
+            "tcp"
+        } else {
+            &protocol
+        };
+        format!(
+            "{}->{}/{protocol}",
+            text(port, "/device"),
+            text(port, "/app")
+        )
     };
-    ports.into_iter().flatten().map(one).collect::<Vec<_>>().join(",")
+    ports
+        .into_iter()
+        .flatten()
+        .map(one)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// Colour of a cell in the column PHASE.
@@ -251,7 +337,10 @@ mod tests {
 
     fn cells(object: &Value) -> Vec<String> {
         let kind = Kind::of_object(object["kind"].as_str().unwrap()).unwrap();
-        kind.columns.iter().map(|column| (column.cell)(object, Timestamp::UNIX_EPOCH)).collect()
+        kind.columns
+            .iter()
+            .map(|column| (column.cell)(object, Timestamp::UNIX_EPOCH))
+            .collect()
     }
 
     fn words(text: &str) -> Vec<String> {
@@ -260,8 +349,13 @@ mod tests {
 
     #[test]
     fn every_spelling_finds_its_kind() {
-        for (word, name) in [("devices", "Device"), ("device", "Device"), ("Dev", "Device"), ("APP", "App"), ("ds", "Datastore")]
-        {
+        for (word, name) in [
+            ("devices", "Device"),
+            ("device", "Device"),
+            ("Dev", "Device"),
+            ("APP", "App"),
+            ("ds", "Datastore"),
+        ] {
             assert_eq!(Kind::find(word).unwrap().name, name);
         }
         assert!(Kind::find("pods").is_none());
@@ -271,13 +365,32 @@ mod tests {
     fn selections_are_read() {
         let read = |text| {
             let all = select(&words(text)).unwrap();
-            all.into_iter().map(|one| (one.kind.collection, one.names.join(" "))).collect::<Vec<_>>()
+            all.into_iter()
+                .map(|one| (one.kind.collection, one.names.join(" ")))
+                .collect::<Vec<_>>()
         };
         assert_eq!(read("apps"), [("apps", String::new())]);
         assert_eq!(read("app web db"), [("apps", "web db".to_owned())]);
-        assert_eq!(read("app/web ds/demo app/db"), [("apps", "web db".to_owned()), ("datastores", "demo".to_owned())]);
-        for bad in ["", "pods", "pod/x", "app/", "app web ds/demo", "app/web demo"] {
-            assert_eq!(select(&words(bad)).err().map(|failure| failure.exit()), Some(Exit::Usage), "{bad}");
+        assert_eq!(
+            read("app/web ds/demo app/db"),
+            [
+                ("apps", "web db".to_owned()),
+                ("datastores", "demo".to_owned())
+            ]
+        );
+        for bad in [
+            "",
+            "pods",
+            "pod/x",
+            "app/",
+            "app web ds/demo",
+            "app/web demo",
+        ] {
+            assert_eq!(
+                select(&words(bad)).err().map(|failure| failure.exit()),
+                Some(Exit::Usage),
+                "{bad}"
+            );
         }
     }
 
@@ -285,7 +398,10 @@ mod tests {
     fn names_do_not_lead_elsewhere() {
         let kind = Kind::find("app").unwrap();
         assert_eq!(kind.path("web-1"), "apps/web-1");
-        assert_eq!(kind.path("../devices?x=\u{e9}"), "apps/..%2Fdevices%3Fx%3D%C3%A9");
+        assert_eq!(
+            kind.path("../devices?x=\u{e9}"),
+            "apps/..%2Fdevices%3Fx%3D%C3%A9"
+        );
     }
 
     #[test]
@@ -301,8 +417,14 @@ mod tests {
             }
         });
         let shown = cells(&device);
-        assert_eq!(shown[..7], ["box-1", "Online", "bronze", "192.0.2.7", "0.1.0", "", "60m"].map(str::to_owned));
-        assert_eq!(shown[9..11], ["128Mi of 2.0Gi".to_owned(), "pending".to_owned()]);
+        assert_eq!(
+            shown[..7],
+            ["box-1", "Online", "bronze", "192.0.2.7", "0.1.0", "", "60m"].map(str::to_owned)
+        );
+        assert_eq!(
+            shown[9..11],
+            ["128Mi of 2.0Gi".to_owned(), "pending".to_owned()]
+        );
     }
 
     #[test]
@@ -316,7 +438,15 @@ mod tests {
         let shown = cells(&app);
         assert_eq!(
             shown[..6],
-            ["web", "box-1", "container/microvm", "Fetching 40%", "0", "8080->80/tcp,53->53/udp"].map(str::to_owned)
+            [
+                "web",
+                "box-1",
+                "container/microvm",
+                "Fetching 40%",
+                "0",
+                "8080->80/tcp,53->53/udp"
+            ]
+            .map(str::to_owned)
         );
         assert_eq!(phase_paint(&shown[3]), Paint::Yellow);
     }

@@ -53,7 +53,9 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<Item>, Failure> {
 
 fn read_file(path: &Path) -> Result<String, Failure> {
     let file = std::fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::not_found(format!("there is no file {}", path.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::not_found(format!("there is no file {}", path.display()))
+        }
         _ => Failure::io("read", path)(error),
     })?;
     slurp(file, path)
@@ -61,9 +63,14 @@ fn read_file(path: &Path) -> Result<String, Failure> {
 
 fn slurp(from: impl std::io::Read, path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
-    from.take(MAX_FILE + 1).read_to_string(&mut text).map_err(Failure::io("read", path))?;
+    from.take(MAX_FILE + 1)
+        .read_to_string(&mut text)
+        .map_err(Failure::io("read", path))?;
     if text.len() as u64 > MAX_FILE {
-        return Err(Failure::usage(format!("{} has more than {MAX_FILE} bytes", path.display())));
+        return Err(Failure::usage(format!(
+            "{} has more than {MAX_FILE} bytes",
+            path.display()
+        )));
     }
     Ok(text)
 }
@@ -72,7 +79,10 @@ fn manifests_in(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Failure::io("read", dir))? {
         let path = entry.map_err(Failure::io("read", dir))?.path();
-        if path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known)) {
+        if path
+            .extension()
+            .is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known))
+        {
             files.push(path);
         }
     }
@@ -85,7 +95,8 @@ fn parse(text: &str, source: &str) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();
     for (number, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let place = format!("{source}, document {}", number + 1);
-        let value = Value::deserialize(document).map_err(|error| Failure::usage(format!("{place}: {error}")))?;
+        let value = Value::deserialize(document)
+            .map_err(|error| Failure::usage(format!("{place}: {error}")))?;
         if !value.is_null() {
             collect(value, &place, &mut items)?;
         }
@@ -93,29 +104,54 @@ fn parse(text: &str, source: &str) -> Result<Vec<Item>, Failure> {
     Ok(items)
 }
 
-fn collect(mut value: Value, place: &str, items: &mut Vec<Item>) -> Result<(), Failure> {
+fn collect(value: Value, place: &str, items: &mut Vec<Item>) -> Result<(), Failure> {
     let fault = |reason: String| Failure::usage(format!("{place}: {reason}"));
-    let word = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let word = |pointer: &str| {
+        value
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     let Some(kind) = word("/kind") else {
         return Err(fault("it says no `kind`".to_owned()));
     };
     match word("/apiVersion") {
         Some(version) if version == API_VERSION => {}
-        Some(version) => return Err(fault(format!("apiVersion `{version}` is not known; write {API_VERSION}"))),
-        None => return Err(fault(format!("it says no `apiVersion`; write {API_VERSION}"))),
+        Some(version) => {
+            return Err(fault(format!(
+                "apiVersion `{version}` is not known; write {API_VERSION}"
+            )));
+        }
+        None => {
+            return Err(fault(format!(
+                "it says no `apiVersion`; write {API_VERSION}"
+            )));
+        }
     }
-    if let (true, Some(Value::Array(inner))) = (kind.ends_with("List"), value.get_mut("items").map(Value::take)) {
-        for (number, item) in inner.into_iter().enumerate() {
-            collect(item, &format!("{place}, item {}", number + 1), items)?;
+    if let (true, Some(Value::Array(inner))) = (kind.ends_with("List"), value.get("items")) {
+        for (number, item) in inner.iter().enumerate() {
+            collect(
+                item.clone(),
+                &format!("{place}, item {}", number + 1),
+                items,
+            )?;
         }
         return Ok(());
     }
-    let name = word("/metadata/name").ok_or_else(|| fault(format!("the {kind} has no `metadata.name`")))?;
+    let name = word("/metadata/name")
+        .ok_or_else(|| fault(format!("the {kind} has no `metadata.name`")))?;
     let kind = Kind::of_object(&kind).ok_or_else(|| {
         let known: Vec<_> = crate::kinds::KINDS.iter().map(|kind| kind.name).collect();
-        fault(format!("kind `{kind}` is not known; known are {}", known.join(", ")))
+        fault(format!(
+            "kind `{kind}` is not known; known are {}",
+            known.join(", ")
+        ))
     })?;
-    items.push(Item { kind, name, object: value });
+    items.push(Item {
+        kind,
+        name,
+        object: value,
+    });
     Ok(())
 }
 
@@ -137,7 +173,9 @@ mod tests {
     #[test]
     fn documents_lists_and_json_are_read() {
         assert_eq!(titles(APP).unwrap(), ["app/web"]);
-        let two = format!("---\n# a comment\n---\n{APP}---\napiVersion: skerry.io/v1\nkind: Device\nmetadata:\n  name: box-1\n---\n");
+        let two = format!(
+            "---\n# a comment\n---\n{APP}---\napiVersion: skerry.io/v1\nkind: Device\nmetadata:\n  name: box-1\n---\n"
+        );
         assert_eq!(titles(&two).unwrap(), ["app/web", "device/box-1"]);
         let json = r#"{"apiVersion":"skerry.io/v1","kind":"DatastoreList","items":[
             {"apiVersion":"skerry.io/v1","kind":"Datastore","metadata":{"name":"demo"}}]}"#;
@@ -148,18 +186,31 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_its_place() {
         for (text, part) in [
-            ("kind: App\nmetadata: {name: web}", "x.yaml, document 1: it says no `apiVersion`"),
+            (
+                "kind: App\nmetadata: {name: web}",
+                "x.yaml, document 1: it says no `apiVersion`",
+            ),
             ("apiVersion: v1\nkind: App", "apiVersion `v1`"),
             ("apiVersion: skerry.io/v1\nmetadata: {}", "no `kind`"),
-            ("apiVersion: skerry.io/v1\nkind: App", "the App has no `metadata.name`"),
-            ("apiVersion: skerry.io/v1\nkind: Pod\nmetadata: {name: x}", "kind `Pod`"),
+            (
+                "apiVersion: skerry.io/v1\nkind: App",
+                "the App has no `metadata.name`",
+            ),
+            (
+                "apiVersion: skerry.io/v1\nkind: Pod\nmetadata: {name: x}",
+                "kind `Pod`",
+            ),
             ("a: [", "document 1"),
             ("just text", "no `kind`"),
         ] {
             let error = titles(text).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
-        assert!(titles(&format!("{APP}---\nkind: 5")).unwrap_err().contains("document 2"));
+        assert!(
+            titles(&format!("{APP}---\nkind: 5"))
+                .unwrap_err()
+                .contains("document 2")
+        );
     }
 
     #[test]
@@ -169,7 +220,10 @@ mod tests {
             std::fs::write(dir.path().join(file), APP.replace("web", name)).unwrap();
         }
         let items = read(&[dir.path().to_owned()]).unwrap();
-        assert_eq!(items.iter().map(Item::title).collect::<Vec<_>>(), ["app/a", "app/b"]);
+        assert_eq!(
+            items.iter().map(Item::title).collect::<Vec<_>>(),
+            ["app/a", "app/b"]
+        );
         let absent = read(&[dir.path().join("no.yaml")]).err().unwrap();
         assert_eq!(absent.exit(), Exit::NotFound);
     }

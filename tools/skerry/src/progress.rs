@@ -38,9 +38,17 @@ impl Progress {
             Shown::Bar(bar)
         } else {
             let now = Instant::now();
-            Shown::Lines { begun: now, last: now }
+            Shown::Lines {
+                begun: now,
+                last: now,
+            }
         };
-        Self { what, total, done: 0, shown }
+        Self {
+            what,
+            total,
+            done: 0,
+            shown,
+        }
     }
 
     /// Says that `bytes` more are done.
@@ -55,8 +63,16 @@ impl Progress {
             Shown::Bar(bar) => bar.set_position(bytes),
             Shown::Lines { last, .. } if last.elapsed() >= PLAIN_INTERVAL => {
                 *last = Instant::now();
-                let percent = bytes.saturating_mul(100).checked_div(self.total).unwrap_or(100);
-                let _ = writeln!(std::io::stderr(), "{}: {percent}% of {}", self.what, mebibytes(self.total));
+                let percent = bytes
+                    .saturating_mul(100)
+                    .checked_div(self.total)
+                    .unwrap_or(100);
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "{}: {percent}% of {}",
+                    self.what,
+                    mebibytes(self.total)
+                );
             }
             Shown::Lines { .. } => {}
         }
@@ -72,7 +88,13 @@ impl Progress {
             }
             Shown::Lines { begun, .. } => begun.elapsed(),
         };
-        let _ = writeln!(std::io::stderr(), "{}: {done}, {} in {:.1} s", self.what, mebibytes(self.total), elapsed.as_secs_f64());
+        let _ = writeln!(
+            std::io::stderr(),
+            "{}: {done}, {} in {:.1} s",
+            self.what,
+            mebibytes(self.total),
+            elapsed.as_secs_f64()
+        );
     }
 }
 
@@ -91,7 +113,13 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        for (bytes, shown) in [(0, "0 KiB"), (1, "1 KiB"), (1 << 20, "1.0 MiB"), (1_572_864, "1.5 MiB"), ((1 << 21) - 1, "1.9 MiB")] {
+        for (bytes, shown) in [
+            (0, "0 KiB"),
+            (1, "1 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (1_572_864, "1.5 MiB"),
+            ((1 << 21) - 1, "1.9 MiB"),
+        ] {
             assert_eq!(mebibytes(bytes), shown);
         }
     }

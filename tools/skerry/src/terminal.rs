@@ -48,7 +48,11 @@ pub fn paint(text: &str, paint: Paint) -> String {
 
 /// `text` in a colour if standard error takes them.
 pub fn paint_err(text: &str, colour: Paint) -> String {
-    if wanted() && stderr().is_terminal() { paint(text, colour) } else { text.to_owned() }
+    if wanted() && stderr().is_terminal() {
+        paint(text, colour)
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Writes a line to standard output.
@@ -72,7 +76,8 @@ impl Drop for Restore {
 }
 
 fn change(what: impl FnOnce(&mut Termios)) -> Result<Restore, Failure> {
-    let fault = |error: nix::Error| Failure::error(format!("cannot set the terminal's mode: {error}"));
+    let fault =
+        |error: nix::Error| Failure::error(format!("cannot set the terminal's mode: {error}"));
     let before = tcgetattr(stdin()).map_err(fault)?;
     let mut after = before.clone();
     what(&mut after);

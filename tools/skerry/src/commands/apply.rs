@@ -33,7 +33,10 @@ async fn apply(client: &Client, item: &Item) -> Result<&'static str, Failure> {
     let path = item.kind.path(&item.name);
     let what = format!("apply {}", item.title());
     // A manifest with a resource version was read earlier and changed: it must not overwrite somebody else's change.
-    let version = item.object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+    let version = item
+        .object
+        .pointer("/metadata/resourceVersion")
+        .and_then(Value::as_str);
     let before = client.find(&path, &what).await?;
     let put = client.put(&path, &item.object, version, &what).await?;
     Ok(match before {

@@ -25,7 +25,9 @@ pub fn run(args: Console, context: Option<&str>) -> Result<(), Failure> {
     let interactive = stdin().is_terminal();
     let what = format!("take up the console of app {name}");
     let finished = crate::runtime(async {
-        let mut socket = client.web_socket(&format!("{}/console", kind.path(&name)), &what).await?;
+        let mut socket = client
+            .web_socket(&format!("{}/console", kind.path(&name)), &what)
+            .await?;
         let raw = interactive.then(terminal::raw).transpose()?;
         if interactive {
             note(format!("console of {name}; Ctrl-] leaves\r"));
@@ -99,7 +101,9 @@ async fn until(at: Option<Instant>) {
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::output)
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(Failure::output)
 }
 
 /// What of the typed bytes is to be sent, and whether the key to leave came.

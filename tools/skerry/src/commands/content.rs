@@ -32,6 +32,8 @@ fn plan(args: Push) -> Result<Plan, Failure> {
             kernel: args.kernel,
             initrds: args.initrd,
         }),
-        _ => Err(Failure::usage("give either --disk FILE with --format, or --oci-layout DIR")),
+        _ => Err(Failure::usage(
+            "give either --disk FILE with --format, or --oci-layout DIR",
+        )),
     }
 }

@@ -33,9 +33,17 @@ pub fn run(command: ContextCommand) -> Result<(), Failure> {
 }
 
 fn list(config: &Config) -> Result<(), Failure> {
-    let mut rows = vec![["", "NAME", "SERVER", "USER", "TOKEN"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["", "NAME", "SERVER", "USER", "TOKEN"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for (name, context) in &config.contexts {
-        let mark = if config.current_context.as_ref() == Some(name) { "*" } else { "" };
+        let mark = if config.current_context.as_ref() == Some(name) {
+            "*"
+        } else {
+            ""
+        };
         let token = match (&context.token, context.expires) {
             (None, _) => "none".to_owned(),
             (Some(_), Some(end)) if end < Timestamp::now() => "expired".to_owned(),
@@ -43,8 +51,15 @@ fn list(config: &Config) -> Result<(), Failure> {
             (Some(_), None) => "kept".to_owned(),
         };
         let user = context.user.clone().unwrap_or_default();
-        rows.push(vec![mark.to_owned(), name.clone(), context.server.clone(), user, token]);
+        rows.push(vec![
+            mark.to_owned(),
+            name.clone(),
+            context.server.clone(),
+            user,
+            token,
+        ]);
     }
     let table = Table::fitting(&rows, false);
-    rows.iter().try_for_each(|row| terminal::say(table.row(row, |_| Paint::Plain)))
+    rows.iter()
+        .try_for_each(|row| terminal::say(table.row(row, |_| Paint::Plain)))
 }

@@ -15,21 +15,34 @@ pub fn build(args: ImageBuild, context: Option<&str>) -> Result<(), Failure> {
         )));
     }
     let (json, source) = match &args.bundle {
-        Some(path) => (std::fs::read(path).map_err(Failure::io("read the bundle", path))?, path.display().to_string()),
+        Some(path) => (
+            std::fs::read(path).map_err(Failure::io("read the bundle", path))?,
+            path.display().to_string(),
+        ),
         None => fetch(context)?,
     };
-    let bundle = Bundle::parse(&json).map_err(|error| Failure::error(format!("the bundle from {source}: {error}")))?;
-    note(format!("devices from this stick will look for their controller at {}", bundle.server));
+    let bundle = Bundle::parse(&json)
+        .map_err(|error| Failure::error(format!("the bundle from {source}: {error}")))?;
+    note(format!(
+        "devices from this stick will look for their controller at {}",
+        bundle.server
+    ));
 
     let mut progress: Option<Progress> = None;
     let stick = build_stick(&args.parts, &bundle, &args.output, |done, total| {
-        progress.get_or_insert_with(|| Progress::begin("writing the stick's image", total)).reach(done);
+        progress
+            .get_or_insert_with(|| Progress::begin("writing the stick's image", total))
+            .reach(done);
     })
     .map_err(Failure::error)?;
     if let Some(progress) = progress {
         progress.end("written");
     }
-    say(format!("{} ({} MiB)", args.output.display(), stick.size >> 20))
+    say(format!(
+        "{} ({} MiB)",
+        args.output.display(),
+        stick.size >> 20
+    ))
 }
 
 /// The controller's bundle as it gives it, and where it came from.

@@ -17,10 +17,15 @@ pub fn run(args: Login, context: Option<&str>) -> Result<(), Failure> {
     let password = password(&args)?;
     let body = json!({"user": args.user, "password": password});
     let token: TokenResponse = crate::runtime(async {
-        let client = Client::new(Access { server: server.clone(), ca: ca.clone(), token: None })?;
+        let client = Client::new(Access {
+            server: server.clone(),
+            ca: ca.clone(),
+            token: None,
+        })?;
         let what = format!("log in to {server} as {}", args.user);
         let answer = client.post("tokens", &body, &what).await?;
-        serde_json::from_value(answer).map_err(|error| Failure::error(format!("{what}: no proper answer: {error}")))
+        serde_json::from_value(answer)
+            .map_err(|error| Failure::error(format!("{what}: no proper answer: {error}")))
     })?;
 
     let path = Config::path()?;
@@ -37,7 +42,10 @@ pub fn run(args: Login, context: Option<&str>) -> Result<(), Failure> {
         },
     );
     config.save(&path)?;
-    terminal::say(format!("logged in to {server} as {} until {expires:.0} (context {name})", token.user))
+    terminal::say(format!(
+        "logged in to {server} as {} until {expires:.0} (context {name})",
+        token.user
+    ))
 }
 
 fn password(args: &Login) -> Result<String, Failure> {
@@ -53,6 +61,8 @@ fn password(args: &Login) -> Result<String, Failure> {
         ));
     }
     let mut line = String::new();
-    stdin().read_line(&mut line).map_err(|error| Failure::error(format!("cannot read the password: {error}")))?;
+    stdin()
+        .read_line(&mut line)
+        .map_err(|error| Failure::error(format!("cannot read the password: {error}")))?;
     first_line(&line).ok_or_else(|| Failure::usage("there is no password on standard input"))
 }

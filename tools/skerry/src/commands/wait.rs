@@ -36,13 +36,20 @@ impl Goal {
     /// Reads `condition=TYPE`, `condition=TYPE=STATUS`, `phase=PHASE` or `delete`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parts = text.splitn(3, '=');
-        match (parts.next(), parts.next().filter(|part| !part.is_empty()), parts.next()) {
+        match (
+            parts.next(),
+            parts.next().filter(|part| !part.is_empty()),
+            parts.next(),
+        ) {
             (Some("delete"), None, None) if text == "delete" => Ok(Self::Delete),
             (Some("phase"), Some(phase), None) => Ok(Self::Phase(phase.to_owned())),
-            (Some("condition"), Some(kind), status) => {
-                Ok(Self::Condition { kind: kind.to_owned(), status: status.unwrap_or("True").to_owned() })
-            }
-            _ => Err(format!("`{text}`: write condition=TYPE, condition=TYPE=False, phase=PHASE or delete")),
+            (Some("condition"), Some(kind), status) => Ok(Self::Condition {
+                kind: kind.to_owned(),
+                status: status.unwrap_or("True").to_owned(),
+            }),
+            _ => Err(format!(
+                "`{text}`: write condition=TYPE, condition=TYPE=False, phase=PHASE or delete"
+            )),
         }
     }
 
@@ -51,10 +58,15 @@ impl Goal {
         match (self, object) {
             (Self::Delete, object) => object.is_none(),
             (_, None) => false,
-            (Self::Phase(phase), Some(object)) => text(object, "/status/phase").eq_ignore_ascii_case(phase),
-            (Self::Condition { kind, status }, Some(object)) => conditions(object).any(|condition| {
-                text(condition, "/type").eq_ignore_ascii_case(kind) && text(condition, "/status").eq_ignore_ascii_case(status)
-            }),
+            (Self::Phase(phase), Some(object)) => {
+                text(object, "/status/phase").eq_ignore_ascii_case(phase)
+            }
+            (Self::Condition { kind, status }, Some(object)) => {
+                conditions(object).any(|condition| {
+                    text(condition, "/type").eq_ignore_ascii_case(kind)
+                        && text(condition, "/status").eq_ignore_ascii_case(status)
+                })
+            }
         }
     }
 }
@@ -71,8 +83,14 @@ impl std::fmt::Display for Goal {
 
 pub fn run(args: Wait, context: Option<&str>) -> Result<(), Failure> {
     let selections = select(&args.what)?;
-    if let Some(Selection { kind, .. }) = selections.iter().find(|selection| selection.names.is_empty()) {
-        return Err(Failure::usage(format!("which {}? Write its name", kind.singular())));
+    if let Some(Selection { kind, .. }) = selections
+        .iter()
+        .find(|selection| selection.names.is_empty())
+    {
+        return Err(Failure::usage(format!(
+            "which {}? Write its name",
+            kind.singular()
+        )));
     }
     let client = super::client(context)?;
     let deadline = Instant::now() + args.timeout;
@@ -87,35 +105,58 @@ pub fn run(args: Wait, context: Option<&str>) -> Result<(), Failure> {
     })
 }
 
-async fn wait(client: &Client, kind: &Kind, name: &str, args: &Wait, deadline: Instant) -> Result<(), Failure> {
+async fn wait(
+    client: &Client,
+    kind: &Kind,
+    name: &str,
+    args: &Wait,
+    deadline: Instant,
+) -> Result<(), Failure> {
     let what = format!("wait for {} {name}", kind.singular());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let seen = match tokio::time::timeout(left.max(INTERVAL), client.find(&kind.path(name), &what)).await {
-            Ok(Ok(object)) if args.goal.met(object.as_ref()) => return Ok(()),
-            Ok(Ok(Some(object))) => standing(&object),
-            Ok(Ok(None)) => "it does not exist".to_owned(),
-            Ok(Err(failure)) if matches!(failure.exit(), Exit::Refused | Exit::Usage) => return Err(failure),
-            Ok(Err(failure)) => failure.to_string(),
-            Err(_) => "the controller gave no answer".to_owned(),
-        };
+        let seen =
+            match tokio::time::timeout(left.max(INTERVAL), client.find(&kind.path(name), &what))
+                .await
+            {
+                Ok(Ok(object)) if args.goal.met(object.as_ref()) => return Ok(()),
+                Ok(Ok(Some(object))) => standing(&object),
+                Ok(Ok(None)) => "it does not exist".to_owned(),
+                Ok(Err(failure)) if matches!(failure.exit(), Exit::Refused | Exit::Usage) => {
+                    return Err(failure);
+                }
+                Ok(Err(failure)) => failure.to_string(),
+                Err(_) => "the controller gave no answer".to_owned(),
+            };
         if Instant::now() + INTERVAL >= deadline {
             let seconds = args.timeout.as_secs_f64();
-            return Err(Failure::timed_out(format!("{what} until {}: not within {seconds} s; last: {seen}", args.goal)));
+            return Err(Failure::timed_out(format!(
+                "{what} until {}: not within {seconds} s; last: {seen}",
+                args.goal
+            )));
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
 fn conditions(object: &Value) -> impl Iterator<Item = &Value> {
-    object.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten()
+    object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// Where an object stands, in a few words.
 fn standing(object: &Value) -> String {
     let mut parts = vec![format!("phase {}", text(object, "/status/phase"))];
     for condition in conditions(object) {
-        parts.push(format!("{} {} ({})", text(condition, "/type"), text(condition, "/status"), text(condition, "/reason")));
+        parts.push(format!(
+            "{} {} ({})",
+            text(condition, "/type"),
+            text(condition, "/status"),
+            text(condition, "/reason")
+        ));
     }
     let message = text(object, "/status/message");
     if !message.is_empty() {
@@ -132,12 +173,33 @@ mod tests {
 
     #[test]
     fn goals_are_read() {
-        let condition = |kind: &str, status: &str| Goal::Condition { kind: kind.into(), status: status.into() };
-        assert_eq!(Goal::parse("condition=Ready"), Ok(condition("Ready", "True")));
-        assert_eq!(Goal::parse("condition=Ready=False"), Ok(condition("Ready", "False")));
-        assert_eq!(Goal::parse("phase=Running"), Ok(Goal::Phase("Running".into())));
+        let condition = |kind: &str, status: &str| Goal::Condition {
+            kind: kind.into(),
+            status: status.into(),
+        };
+        assert_eq!(
+            Goal::parse("condition=Ready"),
+            Ok(condition("Ready", "True"))
+        );
+        assert_eq!(
+            Goal::parse("condition=Ready=False"),
+            Ok(condition("Ready", "False"))
+        );
+        assert_eq!(
+            Goal::parse("phase=Running"),
+            Ok(Goal::Phase("Running".into()))
+        );
         assert_eq!(Goal::parse("delete"), Ok(Goal::Delete));
-        for bad in ["", "phase", "phase=", "condition=", "delete=x", "delete=", "ready", "phase=a=b"] {
+        for bad in [
+            "",
+            "phase",
+            "phase=",
+            "condition=",
+            "delete=x",
+            "delete=",
+            "ready",
+            "phase=a=b",
+        ] {
             assert!(Goal::parse(bad).is_err(), "{bad}");
         }
     }
@@ -154,7 +216,11 @@ mod tests {
             ("delete", false, true),
         ] {
             let goal = Goal::parse(goal).unwrap();
-            assert_eq!((goal.met(Some(&app)), goal.met(None)), (now, gone), "{goal}");
+            assert_eq!(
+                (goal.met(Some(&app)), goal.met(None)),
+                (now, gone),
+                "{goal}"
+            );
         }
         assert_eq!(standing(&app), "phase Running, Ready False (Starting)");
     }

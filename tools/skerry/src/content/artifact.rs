@@ -37,14 +37,31 @@ pub struct Machine {
 pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
     check_format(machine)?;
     let disk_type = if machine.qcow2 { "qcow2" } else { "raw" };
-    let mut files = vec![(&machine.disk, "disk-root", format!("application/vnd.lfedge.disk.layer.v1+{disk_type}"))];
-    files.extend(machine.kernel.iter().map(|path| (path, "kernel", layer_type("kernel"))));
-    files.extend(machine.initrds.iter().map(|path| (path, "initrd", layer_type("initrd"))));
+    let mut files = vec![(
+        &machine.disk,
+        "disk-root",
+        format!("application/vnd.lfedge.disk.layer.v1+{disk_type}"),
+    )];
+    files.extend(
+        machine
+            .kernel
+            .iter()
+            .map(|path| (path, "kernel", layer_type("kernel"))),
+    );
+    files.extend(
+        machine
+            .initrds
+            .iter()
+            .map(|path| (path, "initrd", layer_type("initrd"))),
+    );
 
     let mut blobs: Vec<Blob> = Vec::new();
     let mut layers = Vec::new();
     for (path, role, media_type) in files {
-        let title = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let title = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let (digest, size) = digest_of_file(path, &title)?;
         layers.push(json!({
             "mediaType": media_type,
@@ -53,7 +70,14 @@ pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
             "annotations": {ROLE: role, MEDIA_TYPE: media_type, TITLE: title},
         }));
         if !blobs.iter().any(|blob| blob.digest == digest) {
-            blobs.push(Blob { digest, source: Source::File { path: path.clone(), size }, title });
+            blobs.push(Blob {
+                digest,
+                source: Source::File {
+                    path: path.clone(),
+                    size,
+                },
+                title,
+            });
         }
     }
     // Registries want a config that is an image's; what is in it comes from nowhere but the processor it is for.
@@ -74,9 +98,20 @@ pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
     })
     .to_string()
     .into_bytes();
-    blobs.push(Blob { digest: config_digest, source: Source::Bytes(config), title: "config".to_owned() });
+    blobs.push(Blob {
+        digest: config_digest,
+        source: Source::Bytes(config),
+        title: "config".to_owned(),
+    });
     let digest = digest_of(&manifest);
-    Ok(Plan { blobs, manifests: vec![Manifest { digest, media_type: MANIFEST.to_owned(), bytes: manifest }] })
+    Ok(Plan {
+        blobs,
+        manifests: vec![Manifest {
+            digest,
+            media_type: MANIFEST.to_owned(),
+            bytes: manifest,
+        }],
+    })
 }
 
 fn layer_type(role: &str) -> String {
@@ -103,7 +138,9 @@ fn check_format(machine: &Machine) -> Result<(), Failure> {
 fn first_bytes(path: &Path) -> Result<[u8; 4], Failure> {
     use std::io::Read as _;
     let mut file = std::fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::not_found(format!("there is no file {}", path.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::not_found(format!("there is no file {}", path.display()))
+        }
         _ => Failure::io("read", path)(error),
     })?;
     let mut bytes = [0; 4];
@@ -129,7 +166,11 @@ mod tests {
             disk: file("disk.img", disk),
             qcow2,
             kernel: Some(file("vmlinuz", b"kernel")),
-            initrds: vec![file("a.img", b"first"), file("b.img", b"second"), file("c.img", b"first")],
+            initrds: vec![
+                file("a.img", b"first"),
+                file("b.img", b"second"),
+                file("c.img", b"first"),
+            ],
         }
     }
 
@@ -137,20 +178,36 @@ mod tests {
     fn the_manifest_names_every_file_with_its_role() {
         let dir = tempfile::tempdir().unwrap();
         let plan = plan(&machine(dir.path(), b"QFI\xfb and so on", true)).unwrap();
-        let [manifest] = plan.manifests.as_slice() else { panic!("one manifest") };
+        let [manifest] = plan.manifests.as_slice() else {
+            panic!("one manifest")
+        };
         assert_eq!(manifest.digest, digest_of(&manifest.bytes));
         let json: Value = serde_json::from_slice(&manifest.bytes).unwrap();
         assert_eq!(json["mediaType"], MANIFEST);
-        let layers: Vec<_> = json["layers"].as_array().unwrap().iter().map(|layer| {
-            let note = |key: &str| layer["annotations"][key].as_str().unwrap();
-            assert_eq!(note(MEDIA_TYPE), layer["mediaType"].as_str().unwrap());
-            (note(ROLE), note(TITLE), layer["size"].as_u64().unwrap())
-        }).collect();
+        let layers: Vec<_> = json["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|layer| {
+                let note = |key: &str| layer["annotations"][key].as_str().unwrap();
+                assert_eq!(note(MEDIA_TYPE), layer["mediaType"].as_str().unwrap());
+                (note(ROLE), note(TITLE), layer["size"].as_u64().unwrap())
+            })
+            .collect();
         assert_eq!(
             layers,
-            [("disk-root", "disk.img", 14), ("kernel", "vmlinuz", 6), ("initrd", "a.img", 5), ("initrd", "b.img", 6), ("initrd", "c.img", 5)]
+            [
+                ("disk-root", "disk.img", 14),
+                ("kernel", "vmlinuz", 6),
+                ("initrd", "a.img", 5),
+                ("initrd", "b.img", 6),
+                ("initrd", "c.img", 5)
+            ]
         );
-        assert_eq!(json["layers"][0]["mediaType"], "application/vnd.lfedge.disk.layer.v1+qcow2");
+        assert_eq!(
+            json["layers"][0]["mediaType"],
+            "application/vnd.lfedge.disk.layer.v1+qcow2"
+        );
         assert_eq!(json["layers"][1]["digest"], digest_of(b"kernel"));
         // The same bytes twice are one blob; the config is a blob, too.
         assert_eq!(plan.blobs.len(), 5);

@@ -43,9 +43,13 @@ pub fn plan(dir: &Path) -> Result<Plan, Failure> {
     let index = dir.join("index.json");
     let bytes = read(&index).map_err(|failure| match index.exists() {
         true => failure,
-        false => Failure::not_found(format!("{} is no OCI image layout: it has no index.json", dir.display())),
+        false => Failure::not_found(format!(
+            "{} is no OCI image layout: it has no index.json",
+            dir.display()
+        )),
     })?;
-    let document: Document = serde_json::from_slice(&bytes).map_err(Failure::io("understand", &index))?;
+    let document: Document =
+        serde_json::from_slice(&bytes).map_err(Failure::io("understand", &index))?;
     let [image] = document.manifests.as_slice() else {
         return Err(Failure::usage(format!(
             "{} names {} images; exactly one can be pushed",
@@ -53,33 +57,62 @@ pub fn plan(dir: &Path) -> Result<Plan, Failure> {
             document.manifests.len()
         )));
     };
-    let mut plan = Plan { blobs: Vec::new(), manifests: Vec::new() };
+    let mut plan = Plan {
+        blobs: Vec::new(),
+        manifests: Vec::new(),
+    };
     collect(dir, image, 0, &mut plan)?;
     Ok(plan)
 }
 
-fn collect(dir: &Path, descriptor: &Descriptor, depth: usize, plan: &mut Plan) -> Result<(), Failure> {
+fn collect(
+    dir: &Path,
+    descriptor: &Descriptor,
+    depth: usize,
+    plan: &mut Plan,
+) -> Result<(), Failure> {
     let path = blob_path(dir, &descriptor.digest)?;
     if depth > MAX_DEPTH {
-        return Err(Failure::error(format!("{}: indexes lie in each other too deep", path.display())));
+        return Err(Failure::error(format!(
+            "{}: indexes lie in each other too deep",
+            path.display()
+        )));
     }
     let bytes = read(&path)?;
     if digest_of(&bytes) != descriptor.digest {
-        return Err(Failure::error(format!("{} does not have the digest that it is named by", path.display())));
+        return Err(Failure::error(format!(
+            "{} does not have the digest that it is named by",
+            path.display()
+        )));
     }
-    let document: Document = serde_json::from_slice(&bytes).map_err(Failure::io("understand", &path))?;
+    let document: Document =
+        serde_json::from_slice(&bytes).map_err(Failure::io("understand", &path))?;
     for inner in &document.manifests {
         collect(dir, inner, depth + 1, plan)?;
     }
     for blob in document.config.iter().chain(&document.layers) {
         add_blob(dir, blob, plan)?;
     }
-    let media_type = document.media_type.filter(|name| !name.is_empty()).unwrap_or_else(|| descriptor.media_type.clone());
+    let media_type = document
+        .media_type
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| descriptor.media_type.clone());
     if media_type.is_empty() {
-        return Err(Failure::error(format!("{} has no media type, neither in itself nor in index.json", path.display())));
+        return Err(Failure::error(format!(
+            "{} has no media type, neither in itself nor in index.json",
+            path.display()
+        )));
     }
-    if !plan.manifests.iter().any(|manifest| manifest.digest == descriptor.digest) {
-        plan.manifests.push(Manifest { digest: descriptor.digest.clone(), media_type, bytes });
+    if !plan
+        .manifests
+        .iter()
+        .any(|manifest| manifest.digest == descriptor.digest)
+    {
+        plan.manifests.push(Manifest {
+            digest: descriptor.digest.clone(),
+            media_type,
+            bytes,
+        });
     }
     Ok(())
 }
@@ -89,23 +122,39 @@ fn add_blob(dir: &Path, blob: &Descriptor, plan: &mut Plan) -> Result<(), Failur
         return Ok(());
     }
     let path = blob_path(dir, &blob.digest)?;
-    let size = std::fs::metadata(&path).map_err(Failure::io("read", &path))?.len();
+    let size = std::fs::metadata(&path)
+        .map_err(Failure::io("read", &path))?
+        .len();
     if size != blob.size {
-        return Err(Failure::error(format!("{} has {size} bytes and should have {}", path.display(), blob.size)));
+        return Err(Failure::error(format!(
+            "{} has {size} bytes and should have {}",
+            path.display(),
+            blob.size
+        )));
     }
     let title = blob.digest.get(..19).unwrap_or(&blob.digest).to_owned();
-    plan.blobs.push(Blob { digest: blob.digest.clone(), source: Source::File { path, size }, title });
+    plan.blobs.push(Blob {
+        digest: blob.digest.clone(),
+        source: Source::File { path, size },
+        title,
+    });
     Ok(())
 }
 
 /// `blobs/sha256/<hex>`, and nothing outside of it.
 fn blob_path(dir: &Path, digest: &str) -> Result<PathBuf, Failure> {
     let hex = digest.strip_prefix("sha256:").filter(|hex| {
-        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        hex.len() == 64
+            && hex
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     });
     match hex {
         Some(hex) => Ok(dir.join("blobs/sha256").join(hex)),
-        None => Err(Failure::error(format!("the layout in {} names `{digest}`, which is no sha256 digest", dir.display()))),
+        None => Err(Failure::error(format!(
+            "the layout in {} names `{digest}`, which is no sha256 digest",
+            dir.display()
+        ))),
     }
 }
 
@@ -113,9 +162,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(Failure::io("read", path))?;
     let mut bytes = Vec::new();
-    file.take(MAX_MANIFEST + 1).read_to_end(&mut bytes).map_err(Failure::io("read", path))?;
+    file.take(MAX_MANIFEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Failure::io("read", path))?;
     if bytes.len() as u64 > MAX_MANIFEST {
-        return Err(Failure::error(format!("{} is larger than {MAX_MANIFEST} bytes", path.display())));
+        return Err(Failure::error(format!(
+            "{} is larger than {MAX_MANIFEST} bytes",
+            path.display()
+        )));
     }
     Ok(bytes)
 }
@@ -151,7 +205,11 @@ mod tests {
         }
 
         fn index(&self, images: &[Value]) {
-            std::fs::write(self.0.path().join("index.json"), json!({"manifests": images}).to_string()).unwrap();
+            std::fs::write(
+                self.0.path().join("index.json"),
+                json!({"manifests": images}).to_string(),
+            )
+            .unwrap();
         }
 
         fn plan(&self) -> Result<Plan, Failure> {
@@ -165,8 +223,16 @@ mod tests {
         let image = layout.image(b"layer");
         layout.index(&[image.clone()]);
         let plan = layout.plan().unwrap();
-        assert_eq!(plan.blobs.iter().map(|blob| blob.source.size()).collect::<Vec<_>>(), [2, 5]);
-        let [manifest] = plan.manifests.as_slice() else { panic!("one manifest") };
+        assert_eq!(
+            plan.blobs
+                .iter()
+                .map(|blob| blob.source.size())
+                .collect::<Vec<_>>(),
+            [2, 5]
+        );
+        let [manifest] = plan.manifests.as_slice() else {
+            panic!("one manifest")
+        };
         assert_eq!(manifest.digest, image["digest"].as_str().unwrap());
         assert_eq!(manifest.media_type, "manifest");
     }
@@ -180,8 +246,15 @@ mod tests {
         layout.index(&[index.clone()]);
         let plan = layout.plan().unwrap();
         assert_eq!(plan.blobs.len(), 3);
-        let digests: Vec<_> = plan.manifests.iter().map(|manifest| manifest.digest.as_str()).collect();
-        assert_eq!(digests, [&one, &two, &index].map(|descriptor| descriptor["digest"].as_str().unwrap()));
+        let digests: Vec<_> = plan
+            .manifests
+            .iter()
+            .map(|manifest| manifest.digest.as_str())
+            .collect();
+        assert_eq!(
+            digests,
+            [&one, &two, &index].map(|descriptor| descriptor["digest"].as_str().unwrap())
+        );
         assert_eq!(plan.manifests[2].media_type, "index");
     }
 
@@ -191,18 +264,45 @@ mod tests {
         assert_eq!(layout.plan().unwrap_err().exit(), Exit::NotFound);
         layout.index(&[]);
         assert_eq!(layout.plan().unwrap_err().exit(), Exit::Usage);
-        for digest in ["sha256:../../../etc/passwd", "sha512:00", "", &format!("sha256:{}", "A".repeat(64))] {
+        for digest in [
+            "sha256:../../../etc/passwd",
+            "sha512:00",
+            "",
+            &format!("sha256:{}", "A".repeat(64)),
+        ] {
             layout.index(&[json!({"mediaType": "manifest", "digest": digest, "size": 1})]);
-            assert!(layout.plan().unwrap_err().to_string().contains("no sha256 digest"));
+            assert!(
+                layout
+                    .plan()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("no sha256 digest")
+            );
         }
         let image = layout.image(b"layer");
         layout.index(&[image.clone()]);
         let path = blob_path(layout.0.path(), image["digest"].as_str().unwrap()).unwrap();
         let good = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&good[..], b" "].concat()).unwrap();
-        assert!(layout.plan().unwrap_err().to_string().contains("does not have the digest"));
+        assert!(
+            layout
+                .plan()
+                .unwrap_err()
+                .to_string()
+                .contains("does not have the digest")
+        );
         std::fs::write(&path, good).unwrap();
-        std::fs::write(blob_path(layout.0.path(), &digest_of(b"layer")).unwrap(), b"cut").unwrap();
-        assert!(layout.plan().unwrap_err().to_string().contains("has 3 bytes and should have 5"));
+        std::fs::write(
+            blob_path(layout.0.path(), &digest_of(b"layer")).unwrap(),
+            b"cut",
+        )
+        .unwrap();
+        assert!(
+            layout
+                .plan()
+                .unwrap_err()
+                .to_string()
+                .contains("has 3 bytes and should have 5")
+        );
     }
 }

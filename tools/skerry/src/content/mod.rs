@@ -79,7 +79,9 @@ pub fn digest_of(bytes: &[u8]) -> String {
 /// Digest and size of a file, with progress.
 pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure> {
     let mut file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::not_found(format!("there is no file {}", path.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::not_found(format!("there is no file {}", path.display()))
+        }
         _ => Failure::io("read", path)(error),
     })?;
     let meta = file.metadata().map_err(Failure::io("read", path))?;
@@ -92,7 +94,9 @@ pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure
     let mut size = 0;
     loop {
         let count = file.read(&mut buffer).map_err(Failure::io("read", path))?;
-        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else { break };
+        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
+            break;
+        };
         context.update(piece);
         size += count as u64;
         progress.reach(size);

@@ -30,8 +30,14 @@ pub struct Target(Reference);
 impl Target {
     /// Reads `REGISTRY/REPOSITORY:TAG`. The registry must be named: nothing is ever pushed to a default one by accident.
     pub fn parse(text: &str) -> Result<Self, Failure> {
-        let fault = |reason: &str| Failure::usage(format!("`{text}` is no target: {reason}; write REGISTRY/REPOSITORY:TAG"));
-        let (registry, _) = text.split_once('/').ok_or_else(|| fault("it names no registry"))?;
+        let fault = |reason: &str| {
+            Failure::usage(format!(
+                "`{text}` is no target: {reason}; write REGISTRY/REPOSITORY:TAG"
+            ))
+        };
+        let (registry, _) = text
+            .split_once('/')
+            .ok_or_else(|| fault("it names no registry"))?;
         if !registry.contains(['.', ':']) && registry != "localhost" {
             return Err(fault("it does not begin with a registry's host"));
         }
@@ -65,7 +71,11 @@ impl Access {
             None => Vec::new(),
         };
         Client::try_from(ClientConfig {
-            protocol: if self.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
+            protocol: if self.plain_http {
+                ClientProtocol::Http
+            } else {
+                ClientProtocol::Https
+            },
             // One PUT with the whole blob: chunks make a registry hash what it has again and again.
             use_monolithic_push: true,
             tls_certs_only: roots,
@@ -73,7 +83,9 @@ impl Access {
             user_agent: concat!("skerry/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         })
-        .map_err(|error| Failure::error(format!("preparing TLS for the registry: {}", chain(&error))))
+        .map_err(|error| {
+            Failure::error(format!("preparing TLS for the registry: {}", chain(&error)))
+        })
     }
 
     fn auth(&self) -> RegistryAuth {
@@ -90,8 +102,13 @@ fn reqwest_roots(pem: &str) -> Result<Vec<Certificate>, Failure> {
     use rustls_pki_types::pem::PemObject as _;
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .map(|item| {
-            let der = item.map_err(|error| Failure::usage(format!("the root certificates are not PEM: {error}")))?;
-            Ok(Certificate { encoding: CertificateEncoding::Der, data: der.to_vec() })
+            let der = item.map_err(|error| {
+                Failure::usage(format!("the root certificates are not PEM: {error}"))
+            })?;
+            Ok(Certificate {
+                encoding: CertificateEncoding::Der,
+                data: der.to_vec(),
+            })
         })
         .collect()
 }
@@ -112,29 +129,50 @@ pub async fn push(target: &Target, access: &Access, plan: &Plan) -> Result<Strin
     for blob in &plan.blobs {
         let what = format!("push {} to {}", blob.title, target.repository());
         // Not every registry answers HEAD properly; where it does not, the blob is simply sent.
-        if client.blob_exists(reference, &blob.digest).await.unwrap_or(false) {
+        if client
+            .blob_exists(reference, &blob.digest)
+            .await
+            .unwrap_or(false)
+        {
             note(format!("{}: already there", blob.title));
             continue;
         }
-        upload(&client, reference, blob).await.map_err(|error| fault(&what, error))?;
+        upload(&client, reference, blob)
+            .await
+            .map_err(|error| fault(&what, error))?;
     }
     for manifest in &plan.manifests {
-        let what = format!("push manifest {} to {}", manifest.digest, target.repository());
-        let media_type = HeaderValue::from_str(&manifest.media_type)
-            .map_err(|_| Failure::error(format!("{what}: `{}` is no media type", manifest.media_type)))?;
+        let what = format!(
+            "push manifest {} to {}",
+            manifest.digest,
+            target.repository()
+        );
+        let media_type = HeaderValue::from_str(&manifest.media_type).map_err(|_| {
+            Failure::error(format!(
+                "{what}: `{}` is no media type",
+                manifest.media_type
+            ))
+        })?;
         // The image itself gets the tag; what it refers to is found by digest.
         let to = if manifest.digest == image.digest {
             reference.clone()
         } else {
             reference.clone_with_digest(manifest.digest.clone())
         };
-        client.push_manifest_raw(&to, manifest.bytes.clone(), media_type).await.map_err(|error| fault(&what, error))?;
+        client
+            .push_manifest_raw(&to, manifest.bytes.clone(), media_type)
+            .await
+            .map_err(|error| fault(&what, error))?;
     }
     Ok(image.digest.clone())
 }
 
 /// Sends one blob and shows how far it is.
-async fn upload(client: &Client, reference: &Reference, blob: &Blob) -> Result<(), OciDistributionError> {
+async fn upload(
+    client: &Client,
+    reference: &Reference,
+    blob: &Blob,
+) -> Result<(), OciDistributionError> {
     let sent = Arc::new(AtomicU64::new(0));
     let size = blob.source.size();
     let counter = Arc::clone(&sent);
@@ -163,10 +201,14 @@ type Pieces = BoxStream<'static, Result<Bytes, OciDistributionError>>;
 
 async fn pieces(source: &Source) -> Result<Pieces, OciDistributionError> {
     Ok(match source {
-        Source::Bytes(bytes) => stream::once(std::future::ready(Ok(Bytes::from(bytes.clone())))).boxed(),
+        Source::Bytes(bytes) => {
+            stream::once(std::future::ready(Ok(Bytes::from(bytes.clone())))).boxed()
+        }
         Source::File { path, .. } => {
             let file = tokio::fs::File::open(path).await?;
-            ReaderStream::with_capacity(file, 1 << 18).map(|piece| piece.map_err(OciDistributionError::from)).boxed()
+            ReaderStream::with_capacity(file, 1 << 18)
+                .map(|piece| piece.map_err(OciDistributionError::from))
+                .boxed()
         }
     })
 }
@@ -177,9 +219,13 @@ fn failure(what: &str, registry: &str, error: &OciDistributionError) -> Failure 
         error,
         OciDistributionError::AuthenticationFailure(_)
             | OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::ServerError { code: 401 | 403, .. }
+            | OciDistributionError::ServerError {
+                code: 401 | 403,
+                ..
+            }
     );
-    let timed_out = matches!(error, OciDistributionError::RequestError(error) if error.is_timeout());
+    let timed_out =
+        matches!(error, OciDistributionError::RequestError(error) if error.is_timeout());
     let hint = if refused {
         "; give --user and --password-file"
     } else if reason.contains("UnknownIssuer") {
@@ -206,16 +252,40 @@ mod tests {
     fn targets_name_registry_repository_and_tag() {
         for (text, repository, tag) in [
             ("127.0.0.1:5000/hello:latest", "hello", Some("latest")),
-            ("registry.example.com/tools/hello:1.0", "tools/hello", Some("1.0")),
+            (
+                "registry.example.com/tools/hello:1.0",
+                "tools/hello",
+                Some("1.0"),
+            ),
             ("localhost:5000/hello", "hello", Some("latest")),
         ] {
             let target = Target::parse(text).unwrap();
-            assert_eq!((target.repository(), target.0.tag()), (repository, tag), "{text}");
+            assert_eq!(
+                (target.repository(), target.0.tag()),
+                (repository, tag),
+                "{text}"
+            );
         }
-        for text in ["hello", "hello:latest", "tools/hello:1", "r.example/", "r.example/Hello:1", "r.example/a@sha256:00"] {
-            assert_eq!(Target::parse(text).unwrap_err().exit(), Exit::Usage, "{text}");
+        for text in [
+            "hello",
+            "hello:latest",
+            "tools/hello:1",
+            "r.example/",
+            "r.example/Hello:1",
+            "r.example/a@sha256:00",
+        ] {
+            assert_eq!(
+                Target::parse(text).unwrap_err().exit(),
+                Exit::Usage,
+                "{text}"
+            );
         }
         let digest = format!("r.example/hello@sha256:{}", "0".repeat(64));
-        assert!(Target::parse(&digest).unwrap_err().to_string().contains("give a tag"));
+        assert!(
+            Target::parse(&digest)
+                .unwrap_err()
+                .to_string()
+                .contains("give a tag")
+        );
     }
 }

@@ -19,7 +19,11 @@ pub fn describe(object: &Value) -> String {
             head.insert(title.to_owned(), value.clone());
         }
     }
-    for (key, value) in metadata.into_iter().flatten().filter(|(key, _)| key.as_str() != "name") {
+    for (key, value) in metadata
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| key.as_str() != "name")
+    {
         head.insert(key.clone(), value.clone());
     }
     fields(&head, 0, &mut out);
@@ -38,9 +42,16 @@ pub fn describe(object: &Value) -> String {
 /// Scalars first, on lines with their values side by side; then what has parts.
 fn fields(values: &Map<String, Value>, indent: usize, out: &mut Vec<String>) {
     let space = " ".repeat(indent);
-    let simple: Vec<(String, String)> =
-        values.iter().filter_map(|(key, value)| Some((words(key), scalar(value)?))).collect();
-    let width = simple.iter().map(|(title, _)| title.chars().count()).max().unwrap_or_default() + 1;
+    let simple: Vec<(String, String)> = values
+        .iter()
+        .filter_map(|(key, value)| Some((words(key), scalar(value)?)))
+        .collect();
+    let width = simple
+        .iter()
+        .map(|(title, _)| title.chars().count())
+        .max()
+        .unwrap_or_default()
+        + 1;
     for (title, text) in simple.iter().filter(|(_, text)| !text.is_empty()) {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default();
@@ -66,18 +77,36 @@ fn fields(values: &Map<String, Value>, indent: usize, out: &mut Vec<String>) {
 /// A list of objects as a table; what has parts inside them is written as JSON.
 fn rows(items: &[Value], indent: usize, out: &mut Vec<String>) {
     let mut titles: Vec<&String> = Vec::new();
-    for key in items.iter().filter_map(Value::as_object).flat_map(Map::keys) {
+    for key in items
+        .iter()
+        .filter_map(Value::as_object)
+        .flat_map(Map::keys)
+    {
         if !titles.contains(&key) {
             titles.push(key);
         }
     }
     let mut table = vec![titles.iter().map(|title| words(title)).collect::<Vec<_>>()];
     for item in items {
-        let cell = |title: &&String| item.get(title.as_str()).map(|value| scalar(value).unwrap_or_else(|| value.to_string()));
-        table.push(titles.iter().map(|title| cell(title).unwrap_or_default()).collect());
+        let cell = |title: &&String| {
+            item.get(title.as_str())
+                .map(|value| scalar(value).unwrap_or_else(|| value.to_string()))
+        };
+        table.push(
+            titles
+                .iter()
+                .map(|title| cell(title).unwrap_or_default())
+                .collect(),
+        );
     }
     let layout = Table::fitting(&table, false);
-    out.extend(table.iter().map(|cells| format!("{}{}", " ".repeat(indent), layout.row(cells, |_| Paint::Plain))));
+    out.extend(table.iter().map(|cells| {
+        format!(
+            "{}{}",
+            " ".repeat(indent),
+            layout.row(cells, |_| Paint::Plain)
+        )
+    }));
 }
 
 /// A value without parts as text; lists of such values are joined.
@@ -88,9 +117,11 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(false) => Some("no".to_owned()),
         Value::Number(number) => Some(number.to_string()),
         Value::String(text) => Some(text.clone()),
-        Value::Array(items) => {
-            items.iter().map(|item| if item.is_array() { None } else { scalar(item) }).collect::<Option<Vec<_>>>().map(|all| all.join(", "))
-        }
+        Value::Array(items) => items
+            .iter()
+            .map(|item| if item.is_array() { None } else { scalar(item) })
+            .collect::<Option<Vec<_>>>()
+            .map(|all| all.join(", ")),
         Value::Object(inner) => inner.is_empty().then(String::new),
     }
 }
@@ -102,7 +133,11 @@ fn words(key: &str) -> String {
     }
     let (stem, unit) = ["KiB", "MiB", "GiB"]
         .iter()
-        .find_map(|unit| key.strip_suffix(unit).filter(|stem| !stem.is_empty()).map(|stem| (stem, Some(*unit))))
+        .find_map(|unit| {
+            key.strip_suffix(unit)
+                .filter(|stem| !stem.is_empty())
+                .map(|stem| (stem, Some(*unit)))
+        })
         .unwrap_or((key, None));
     let mut out = String::new();
     for (index, c) in stem.chars().enumerate() {

@@ -38,7 +38,15 @@ pub fn first_line(text: &str) -> String {
 
 /// Text for a terminal: control characters, which could move the cursor or worse, are shown as what they are.
 pub fn harmless(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() && c != '\t' { c.escape_default().collect() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() && c != '\t' {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -60,14 +68,23 @@ mod tests {
             (172_800, "2d"),
             (900_000, "10d"),
         ] {
-            assert_eq!(age(Timestamp::from_second(1_000_000 - seconds).unwrap(), now), shown);
+            assert_eq!(
+                age(Timestamp::from_second(1_000_000 - seconds).unwrap(), now),
+                shown
+            );
         }
     }
 
     #[test]
     fn sizes_are_short() {
-        for (kib, shown) in [(0, "0Ki"), (1023, "1023Ki"), (1024, "1Mi"), (1_048_575, "1023Mi"), (1_048_576, "1.0Gi"), (2_000_000, "1.9Gi")]
-        {
+        for (kib, shown) in [
+            (0, "0Ki"),
+            (1023, "1023Ki"),
+            (1024, "1Mi"),
+            (1_048_575, "1023Mi"),
+            (1_048_576, "1.0Gi"),
+            (2_000_000, "1.9Gi"),
+        ] {
             assert_eq!(size_kib(kib), shown);
         }
     }
