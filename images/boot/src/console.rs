@@ -2,7 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::libc;
 
 /// One console.
 struct Console {
@@ -43,6 +46,8 @@ impl Consoles {
             .filter_map(|name| {
                 let file = OpenOptions::new()
                     .write(true)
+                    // A terminal must not become the one that controls PID 1.
+                    .custom_flags(libc::O_NOCTTY)
                     .open(Path::new("/dev").join(name))
                     .ok()?;
                 Some(Console {

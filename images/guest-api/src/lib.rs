@@ -10,6 +10,12 @@
 //!                                                          process ends  -> Exited -> sync -> power off
 //!                       Stop{signal, grace} -> signal -> grace passes -> SIGKILL -> Exited -> sync -> power off
 //! ```
+//!
+//! After `Exited` or `Failed` the guest shuts its side of the connection and waits until the agent closes its own, at most
+//! two seconds: an agent that closes what has ended lets the guest power off at once.
+//!
+//! The root file system is an overlay in both cases; with [`ContainerSpec::readonly_root`] its upper layer is memory that is
+//! sealed before the process starts, and there need be no `vdb`. The process is number 1 in a PID namespace of its own.
 
 use std::net::IpAddr;
 
