@@ -1,5 +1,12 @@
 //! Tests of the crate from outside: vectors of other implementations, golden files, round trips and mutations.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking, too"
+)]
+
 mod certs;
 mod cipher;
 mod envelope;

@@ -15,7 +15,6 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Progress {
     what: String,
     total: u64,
-    done: u64,
     shown: Shown,
 }
 
@@ -43,22 +42,11 @@ impl Progress {
                 last: now,
             }
         };
-        Self {
-            what,
-            total,
-            done: 0,
-            shown,
-        }
-    }
-
-    /// Says that `bytes` more are done.
-    pub fn advance(&mut self, bytes: u64) {
-        self.reach(self.done.saturating_add(bytes));
+        Self { what, total, shown }
     }
 
     /// Says that `bytes` in all are done.
     pub fn reach(&mut self, bytes: u64) {
-        self.done = bytes;
         match &mut self.shown {
             Shown::Bar(bar) => bar.set_position(bytes),
             Shown::Lines { last, .. } if last.elapsed() >= PLAIN_INTERVAL => {
@@ -103,7 +91,7 @@ fn mebibytes(bytes: u64) -> String {
     if bytes < 1 << 20 {
         format!("{} KiB", bytes.div_ceil(1 << 10))
     } else {
-        format!("{}.{} MiB", bytes >> 20, (bytes & 0xf_ffff) * 10 >> 20)
+        format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
     }
 }
 
@@ -127,9 +115,8 @@ mod tests {
     #[test]
     fn nothing_divides_by_zero() {
         let mut progress = Progress::begin("nothing", 0);
-        progress.advance(0);
+        progress.reach(0);
         progress.reach(u64::MAX);
-        progress.advance(1);
         progress.end("done");
     }
 }

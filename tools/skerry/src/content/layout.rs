@@ -221,7 +221,7 @@ mod tests {
     fn an_image_is_planned_as_it_is() {
         let layout = Layout::new();
         let image = layout.image(b"layer");
-        layout.index(&[image.clone()]);
+        layout.index(std::slice::from_ref(&image));
         let plan = layout.plan().unwrap();
         assert_eq!(
             plan.blobs
@@ -243,7 +243,7 @@ mod tests {
         let (one, two) = (layout.image(b"one"), layout.image(b"two"));
         let inner = json!({"mediaType": "index", "manifests": [one, two]});
         let index = layout.blob("index", inner.to_string().as_bytes());
-        layout.index(&[index.clone()]);
+        layout.index(std::slice::from_ref(&index));
         let plan = layout.plan().unwrap();
         assert_eq!(plan.blobs.len(), 3);
         let digests: Vec<_> = plan
@@ -280,7 +280,7 @@ mod tests {
             );
         }
         let image = layout.image(b"layer");
-        layout.index(&[image.clone()]);
+        layout.index(std::slice::from_ref(&image));
         let path = blob_path(layout.0.path(), image["digest"].as_str().unwrap()).unwrap();
         let good = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&good[..], b" "].concat()).unwrap();

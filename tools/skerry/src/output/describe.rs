@@ -9,29 +9,31 @@ use crate::output::harmless;
 use crate::output::table::Table;
 use crate::terminal::Paint;
 
+/// Field names that come first, in this order; the others follow by the alphabet.
+const LEADING: [&str; 9] = [
+    "name", "kind", "type", "check", "time", "status", "passed", "reason", "message",
+];
+
+/// Fields whose keys are the operator's own words and stay as they are.
+const OWN_WORDS: [&str; 3] = ["labels", "annotations", "env"];
+
 /// The description, many lines.
 pub fn describe(object: &Value) -> String {
     let mut out = Vec::new();
-    let metadata = object.get("metadata").and_then(Value::as_object);
-    let mut head = Map::new();
-    for (title, pointer) in [("name", "/metadata/name"), ("kind", "/kind")] {
-        if let Some(value) = object.pointer(pointer) {
-            head.insert(title.to_owned(), value.clone());
-        }
+    let mut head = object
+        .get("metadata")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    if let Some(kind) = object.get("kind") {
+        head.insert("kind".to_owned(), kind.clone());
     }
-    for (key, value) in metadata
-        .into_iter()
-        .flatten()
-        .filter(|(key, _)| key.as_str() != "name")
-    {
-        head.insert(key.clone(), value.clone());
-    }
-    fields(&head, 0, &mut out);
+    fields(&head, 0, words, &mut out);
     for part in ["spec", "status"] {
         match object.get(part) {
             Some(Value::Object(values)) if !values.is_empty() => {
                 out.push(format!("{}:", words(part)));
-                fields(values, 2, &mut out);
+                fields(values, 2, words, &mut out);
             }
             _ => {}
         }
@@ -39,12 +41,36 @@ pub fn describe(object: &Value) -> String {
     out.join("\n")
 }
 
+/// Keys in the order in which they are shown.
+fn ordered<'a>(keys: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort_by_key(|key| {
+        (
+            LEADING
+                .iter()
+                .position(|known| known == key)
+                .unwrap_or(LEADING.len()),
+            key.as_str(),
+        )
+    });
+    keys.dedup();
+    keys
+}
+
 /// Scalars first, on lines with their values side by side; then what has parts.
-fn fields(values: &Map<String, Value>, indent: usize, out: &mut Vec<String>) {
+fn fields(
+    values: &Map<String, Value>,
+    indent: usize,
+    title: fn(&str) -> String,
+    out: &mut Vec<String>,
+) {
     let space = " ".repeat(indent);
-    let simple: Vec<(String, String)> = values
+    let keys = ordered(values.keys());
+    let get = |key: &&&String| values.get(key.as_str());
+    let simple: Vec<(String, String)> = keys
         .iter()
-        .filter_map(|(key, value)| Some((words(key), scalar(value)?)))
+        .filter_map(|key| Some((title(key), get(&key).and_then(scalar)?)))
+        .filter(|(_, text)| !text.is_empty())
         .collect();
     let width = simple
         .iter()
@@ -52,21 +78,30 @@ fn fields(values: &Map<String, Value>, indent: usize, out: &mut Vec<String>) {
         .max()
         .unwrap_or_default()
         + 1;
-    for (title, text) in simple.iter().filter(|(_, text)| !text.is_empty()) {
+    for (title, text) in &simple {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default();
         let gap = " ".repeat(width - title.chars().count());
         out.push(format!("{space}{title}:{gap}{}", harmless(first)));
         out.extend(lines.map(|line| format!("{space}{}{}", " ".repeat(width + 1), harmless(line))));
     }
-    for (key, value) in values {
-        match value {
-            Value::Object(inner) if !inner.is_empty() => {
-                out.push(format!("{space}{}:", words(key)));
-                fields(inner, indent + 2, out);
+    for key in &keys {
+        match get(&key) {
+            Some(Value::Object(inner)) if !inner.is_empty() => {
+                out.push(format!("{space}{}:", title(key)));
+                fields(
+                    inner,
+                    indent + 2,
+                    if OWN_WORDS.contains(&key.as_str()) {
+                        str::to_owned
+                    } else {
+                        words
+                    },
+                    out,
+                );
             }
-            Value::Array(items) if items.iter().any(Value::is_object) => {
-                out.push(format!("{space}{}:", words(key)));
+            Some(Value::Array(items)) if items.iter().any(Value::is_object) => {
+                out.push(format!("{space}{}:", title(key)));
                 rows(items, indent + 2, out);
             }
             _ => {}
@@ -76,28 +111,20 @@ fn fields(values: &Map<String, Value>, indent: usize, out: &mut Vec<String>) {
 
 /// A list of objects as a table; what has parts inside them is written as JSON.
 fn rows(items: &[Value], indent: usize, out: &mut Vec<String>) {
-    let mut titles: Vec<&String> = Vec::new();
-    for key in items
-        .iter()
-        .filter_map(Value::as_object)
-        .flat_map(Map::keys)
-    {
-        if !titles.contains(&key) {
-            titles.push(key);
-        }
-    }
+    let titles = ordered(
+        items
+            .iter()
+            .filter_map(Value::as_object)
+            .flat_map(Map::keys),
+    );
     let mut table = vec![titles.iter().map(|title| words(title)).collect::<Vec<_>>()];
     for item in items {
         let cell = |title: &&String| {
             item.get(title.as_str())
                 .map(|value| scalar(value).unwrap_or_else(|| value.to_string()))
+                .unwrap_or_default()
         };
-        table.push(
-            titles
-                .iter()
-                .map(|title| cell(title).unwrap_or_default())
-                .collect(),
-        );
+        table.push(titles.iter().map(cell).collect());
     }
     let layout = Table::fitting(&table, false);
     out.extend(table.iter().map(|cells| {
@@ -109,7 +136,7 @@ fn rows(items: &[Value], indent: usize, out: &mut Vec<String>) {
     }));
 }
 
-/// A value without parts as text; lists of such values are joined.
+/// A value as text, if it fits on a line: lists of simple values are joined, lists of lists are written as JSON.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some(String::new()),
@@ -117,11 +144,15 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(false) => Some("no".to_owned()),
         Value::Number(number) => Some(number.to_string()),
         Value::String(text) => Some(text.clone()),
-        Value::Array(items) => items
-            .iter()
-            .map(|item| if item.is_array() { None } else { scalar(item) })
-            .collect::<Option<Vec<_>>>()
-            .map(|all| all.join(", ")),
+        Value::Array(items) if items.iter().any(Value::is_object) => None,
+        Value::Array(items) if items.iter().any(Value::is_array) => Some(value.to_string()),
+        Value::Array(items) => Some(
+            items
+                .iter()
+                .filter_map(scalar)
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
         Value::Object(inner) => inner.is_empty().then(String::new),
     }
 }
@@ -180,7 +211,7 @@ mod tests {
     fn an_object_is_described_whole() {
         let app = json!({
             "apiVersion": "skerry.io/v1", "kind": "App",
-            "metadata": {"name": "web", "labels": {"site": "hall-3"}, "uid": "u"},
+            "metadata": {"name": "web", "labels": {"siteName": "hall-3"}, "uid": "u"},
             "spec": {"device": "box-1", "resources": {"cpus": 1, "memoryMiB": 128}, "ports": [{"device": 8080, "app": 80}, {"device": 53, "protocol": "udp"}]},
             "status": {
                 "message": "two\nlines", "addresses": ["10.0.0.1", "10.0.0.2"], "restarts": 0, "ready": true,
@@ -194,26 +225,27 @@ Name: web
 Kind: App
 Uid:  u
 Labels:
-  site: hall-3
+  siteName: hall-3
 Spec:
   Device: box-1
+  Ports:
+    App   Device   Protocol
+    80    8080
+          53       udp
   Resources:
     Cpus:       1
     Memory MiB: 128
-  Ports:
-    Device   App   Protocol
-    8080     80
-    53             udp
 Status:
   Message:   two
              lines
   Addresses: 10.0.0.1, 10.0.0.2
-  Restarts:  0
   Ready:     yes
+  Restarts:  0
   Conditions:
     Type    Status
     Ready   True
-  New:"
+  New:
+    Deep: [[1]]"
         );
     }
 }
