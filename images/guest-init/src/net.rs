@@ -17,8 +17,10 @@ use crate::Error;
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
-/// NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE.
-const FLAGS: u16 = 1 | 4 | 0x100 | 0x400;
+/// NLM_F_REQUEST and NLM_F_ACK: change what is there and say how that went.
+const CHANGE: u16 = 1 | 4;
+/// The same with NLM_F_REPLACE and NLM_F_CREATE.
+const SET: u16 = CHANGE | 0x100 | 0x400;
 const HEADER_LEN: usize = 16;
 const MESSAGE_ERROR: u16 = 2;
 
@@ -105,10 +107,10 @@ fn result(answer: &[u8]) -> io::Result<()> {
     }
 }
 
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
-    bytes.extend(FLAGS.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
     // Sequence and port: one request at a time on a socket of its own needs neither.
     bytes.extend([0; 8]);
     bytes.extend(body);
@@ -141,7 +143,7 @@ fn link_up(index: u32) -> Vec<u8> {
     for n in [index, 1, 1] {
         body.extend(n.to_ne_bytes());
     }
-    message(NEW_LINK, &body)
+    message(NEW_LINK, CHANGE, &body)
 }
 
 /// `struct ifaddrmsg` with IFA_LOCAL and IFA_ADDRESS.
@@ -153,7 +155,7 @@ fn address(index: u32, interface: &Interface) -> Vec<u8> {
     let octets = octets(interface.address);
     body.extend(attribute(2, &octets));
     body.extend(attribute(1, &octets));
-    message(NEW_ADDRESS, &body)
+    message(NEW_ADDRESS, SET, &body)
 }
 
 /// `struct rtmsg`: main table, static, universe, unicast; RTA_GATEWAY and RTA_OIF.
@@ -163,7 +165,7 @@ fn default_route(index: u32, gateway: IpAddr) -> Vec<u8> {
     body.extend(4u32.to_ne_bytes());
     body.extend(attribute(5, &octets(gateway)));
     body.extend(attribute(4, &index.to_ne_bytes()));
-    message(NEW_ROUTE, &body)
+    message(NEW_ROUTE, SET, &body)
 }
 
 #[cfg(test)]
@@ -177,7 +179,7 @@ mod tests {
         assert_eq!(
             link_up(3),
             [
-                32, 0, 0, 0, 16, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0,
+                32, 0, 0, 0, 16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0,
                 0, 1, 0, 0, 0
             ]
         );
@@ -197,11 +199,11 @@ mod tests {
 
     #[test]
     fn answers() {
-        let answer = |code: i32| message(MESSAGE_ERROR, &code.to_ne_bytes());
+        let answer = |code: i32| message(MESSAGE_ERROR, 0, &code.to_ne_bytes());
         result(&answer(0)).unwrap();
         assert_eq!(result(&answer(-19)).unwrap_err().raw_os_error(), Some(19));
         assert!(result(&answer(i32::MIN)).is_err());
-        assert!(result(&message(3, &[0; 4])).is_err());
+        assert!(result(&message(3, 0, &[0; 4])).is_err());
         assert!(result(&[]).is_err());
     }
 
@@ -227,9 +229,13 @@ mod tests {
                     prefix: 16,
                     gateway: None,
                 };
-                request(&netlink, address(lo, &own)).unwrap();
+                let made = request(&netlink, address(lo, &own));
+                assert!(made.is_ok(), "{text}: {made:?}");
                 bound &= std::net::UdpSocket::bind((own.address, 0)).is_ok();
             }
+            let gateway = "10.200.0.1".parse().unwrap();
+            let route = request(&netlink, default_route(lo, gateway));
+            assert!(route.is_ok(), "{route:?}");
             let missing = request(&netlink, link_up(4711)).unwrap_err().raw_os_error();
             Some((up.is_ok(), missing, bound))
         });
