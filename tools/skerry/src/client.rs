@@ -48,6 +48,7 @@ pub struct Put {
 impl Client {
     /// Prepares a client. Nothing is sent yet.
     pub fn new(access: Access) -> Result<Self, Failure> {
+        crate::use_ring();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("skerry/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)

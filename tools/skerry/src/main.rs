@@ -33,11 +33,16 @@ fn main() -> ExitCode {
 
 /// Runs a piece of network work. One thread is enough: the work is one conversation.
 fn runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    // rustls takes its crypto provider from the process; ring is the only one in the tree.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::error(format!("starting the network runtime: {error}")))?
         .block_on(work)
+}
+
+/// Tells rustls which crypto to use, before the first TLS client is made: it takes its provider from the process, and
+/// ring is the only one in the tree.
+fn use_ring() {
+    // An error says that it was done before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -66,8 +66,9 @@ pub struct Access {
 
 impl Access {
     fn client(&self) -> Result<Client, Failure> {
+        crate::use_ring();
         let roots = match &self.roots {
-            Some(pem) => reqwest_roots(pem)?,
+            Some(pem) => each_root(pem)?,
             None => Vec::new(),
         };
         Client::try_from(ClientConfig {
@@ -97,7 +98,7 @@ impl Access {
 }
 
 /// Each certificate of a PEM text by itself, as the registry client wants them.
-fn reqwest_roots(pem: &str) -> Result<Vec<Certificate>, Failure> {
+fn each_root(pem: &str) -> Result<Vec<Certificate>, Failure> {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject as _;
     CertificateDer::pem_slice_iter(pem.as_bytes())

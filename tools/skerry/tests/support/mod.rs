@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// The program, with its own folder and configuration, and an environment without settings of the user.
 pub struct Skerry(tempfile::TempDir);
@@ -80,12 +80,17 @@ pub fn free_port() -> u16 {
 
 /// A root and a server certificate under it for the loopback address.
 pub fn certificates(dir: &Path) {
-    let mut params = CertificateParams::default();
+    let named = |name: &str, addresses: Vec<String>| {
+        // OpenSSL takes a certificate for self-signed if its subject is its issuer's, so each has its own name.
+        let mut params = CertificateParams::new(addresses).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let mut params = named("test root", Vec::new());
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()])
-        .unwrap()
+    let server = named("test server", vec!["127.0.0.1".to_owned()])
         .signed_by(&key, &root)
         .unwrap();
     std::fs::write(dir.join("root.pem"), root.pem()).unwrap();
