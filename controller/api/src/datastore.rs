@@ -128,11 +128,9 @@ mod tests {
     fn urls() {
         for (text, wanted) in [
             ("docker://10.0.2.2:5000", Some("docker://10.0.2.2:5000")),
-            (
-                "https://registry.example",
-                Some("docker://registry.example"),
-            ),
-            ("http://[fe80::1]:5000/", Some("http://[fe80::1]:5000")),
+            ("docker://r.example", Some("docker://r.example")),
+            ("docker://[fe80::1]:5000/", Some("docker://[fe80::1]:5000")),
+            ("https://registry.example", None),
             ("docker://[::1]", Some("docker://[::1]")),
             ("ftp://x", None),
             ("registry.example", None),

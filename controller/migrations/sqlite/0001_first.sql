@@ -35,8 +35,7 @@ CREATE TABLE identities (
     serial           TEXT NOT NULL,
     soft_serial      TEXT NOT NULL,
     attestation_certificate BLOB,           -- DER
-    endorsement_certificate BLOB,           -- as it came
-    endorsement_public      BLOB,           -- TPM2B_PUBLIC
+    endorsement_certificate BLOB,           -- DER
     ecdh_certificate        BLOB,           -- PEM
     nonce            BLOB,                  -- given out and not used yet
     nonce_given      BIGINT,

@@ -32,8 +32,6 @@ pub struct AttestationKeys {
     pub attestation_certificate: Option<Vec<u8>>,
     /// Of the endorsement key, as it came.
     pub endorsement_certificate: Option<Vec<u8>>,
-    /// The endorsement key, TPM2B_PUBLIC.
-    pub endorsement_public: Option<Vec<u8>>,
     /// Of the key that opens secrets, PEM.
     pub ecdh_certificate: Option<Vec<u8>>,
 }
@@ -167,13 +165,22 @@ fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
     Ok((device, shown))
 }
 
+/// The certificate that the device registered with, DER.
+pub async fn certificate(connection: &mut Connection, device: Uuid) -> Result<Vec<u8>, StoreError> {
+    sqlx::query_scalar("SELECT certificate FROM identities WHERE device = $1")
+        .bind(device.to_string())
+        .fetch_one(connection)
+        .await
+        .tried(ACTION)
+}
+
 /// Certificates that the device showed before.
 pub async fn attestation_keys(
     connection: &mut Connection,
     device: Uuid,
 ) -> Result<AttestationKeys, StoreError> {
     let row = sqlx::query(
-        "SELECT attestation_certificate, endorsement_certificate, endorsement_public, ecdh_certificate FROM identities WHERE device = $1",
+        "SELECT attestation_certificate, endorsement_certificate, ecdh_certificate FROM identities WHERE device = $1",
     )
     .bind(device.to_string())
     .fetch_one(connection)
@@ -183,7 +190,6 @@ pub async fn attestation_keys(
     Ok(AttestationKeys {
         attestation_certificate: blob("attestation_certificate")?,
         endorsement_certificate: blob("endorsement_certificate")?,
-        endorsement_public: blob("endorsement_public")?,
         ecdh_certificate: blob("ecdh_certificate")?,
     })
 }
@@ -195,12 +201,11 @@ pub async fn set_attestation_keys(
     keys: &AttestationKeys,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE identities SET attestation_certificate = $1, endorsement_certificate = $2, endorsement_public = $3, \
-         ecdh_certificate = $4 WHERE device = $5",
+        "UPDATE identities SET attestation_certificate = $1, endorsement_certificate = $2, \
+         ecdh_certificate = $3 WHERE device = $4",
     )
     .bind(&keys.attestation_certificate)
     .bind(&keys.endorsement_certificate)
-    .bind(&keys.endorsement_public)
     .bind(&keys.ecdh_certificate)
     .bind(device.to_string())
     .execute(connection)

@@ -1,0 +1,114 @@
+//! Why something was not done: towards devices, and towards operators.
+
+use onboarding::attest::AttestError;
+use operator_api::FieldError;
+use protocol::envelope::EnvelopeError;
+use protocol::ids::DeviceId;
+use thiserror::Error;
+
+use crate::store::StoreError;
+
+/// Why a device's message was not taken.
+#[derive(Debug, Error)]
+pub enum Refused {
+    /// There is no body where one must be.
+    #[error("the request has no body")]
+    Empty,
+    /// It cannot be read.
+    #[error("{0}")]
+    Malformed(String),
+    /// Nobody registered with this certificate.
+    #[error("no device is registered with certificate {0}; register first")]
+    UnknownDevice(String),
+    /// The signature is not the sender's.
+    #[error("{0}")]
+    Signature(EnvelopeError),
+    /// The sender speaks for somebody else.
+    #[error("device {sender} must not speak for device {named}")]
+    OtherDevice {
+        /// Who signed.
+        sender: DeviceId,
+        /// Whose path it was.
+        named: DeviceId,
+    },
+    /// The integrity token is not that of the present boot.
+    #[error("the integrity token is not the one given to this device; attest again")]
+    Token,
+    /// It may not do this.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// Another device has what this one claims.
+    #[error("{0}")]
+    Clash(String),
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The controller failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<AttestError> for Refused {
+    fn from(error: AttestError) -> Self {
+        match error {
+            AttestError::Random => Self::Internal(error.to_string()),
+            error => Self::Malformed(error.to_string()),
+        }
+    }
+}
+
+impl From<EnvelopeError> for Refused {
+    fn from(error: EnvelopeError) -> Self {
+        match error {
+            EnvelopeError::Signature { .. } | EnvelopeError::OtherSender { .. } => Self::Signature(error),
+            EnvelopeError::Sign(_) => Self::Internal(error.to_string()),
+            error => Self::Malformed(error.to_string()),
+        }
+    }
+}
+
+/// Why an operator's request was not done.
+#[derive(Debug, Error)]
+pub enum Fault {
+    /// Who are you?
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    /// It is not there.
+    #[error("there is no {kind} `{name}`")]
+    NotFound {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Fields are wrong.
+    #[error("{detail}")]
+    Invalid {
+        /// What was tried.
+        detail: String,
+        /// Which fields, and why.
+        errors: Vec<FieldError>,
+    },
+    /// It does not fit what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// It cannot be done now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Too much at once.
+    #[error("{0}")]
+    TooMany(&'static str),
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The controller failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Fault {
+    /// One wrong field.
+    pub fn field(detail: impl Into<String>, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { detail: detail.into(), errors: vec![FieldError::new(field, message)] }
+    }
+}

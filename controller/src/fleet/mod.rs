@@ -1,0 +1,247 @@
+//! The service layer: every rule of the fleet stands here, and the doors (device API, operator API) only carry messages.
+//!
+//! | module | rules about |
+//! |---|---|
+//! | [`enrol`] | who becomes a device |
+//! | [`attest`] | who is trusted on its present boot |
+//! | [`poll`] | who gets which config |
+//! | [`plan`], [`names`] | what a config says (pure) |
+//! | [`telemetry`], [`status`], [`figures`] | what becomes of info and metrics |
+//! | [`logs`] | whose logs are kept, and how much of them |
+//! | [`objects`], [`view`] | what operators may write, and what they see |
+//! | [`users`] | who is an operator |
+//! | [`links`] | push and consoles |
+
+pub mod attest;
+pub mod enrol;
+pub mod error;
+pub mod events;
+pub mod figures;
+pub mod links;
+pub mod logs;
+pub mod names;
+pub mod objects;
+pub mod plan;
+pub mod poll;
+pub mod registry;
+pub mod status;
+pub mod telemetry;
+pub mod users;
+pub mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use operator_api::ImageBundle;
+use protocol::envelope::{self, Envelope};
+use protocol::ids::DeviceId;
+use protocol::link::ServerMessage;
+use tokio::sync::{Semaphore, broadcast};
+use uuid::Uuid;
+
+use crate::pki::Pki;
+use crate::store::{Store, StoreError, identities};
+pub use error::{Fault, Refused};
+use events::Events;
+use links::Links;
+use registry::{Entry, Registry};
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `host` or `host:port` as devices call this controller; goes into image bundles.
+    pub server: String,
+    /// Most bytes of logs, compressed, that are kept of a device or an app.
+    pub log_share: i64,
+    /// A device that was not heard from for so long counts as offline, unless its link is open. Devices ask for their config at least
+    /// once a minute.
+    pub offline_after: Duration,
+    /// How long a nonce is good.
+    pub nonce_lifetime: Duration,
+    /// How long a token of an operator is good.
+    pub token_lifetime: Duration,
+    /// How often figures and times of last contact are written to the store.
+    pub flush_every: Duration,
+}
+
+impl Settings {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(server: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            log_share: 4 << 20,
+            offline_after: Duration::from_secs(150),
+            nonce_lifetime: Duration::from_secs(600),
+            token_lifetime: Duration::from_secs(30 * 24 * 3600),
+            flush_every: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The fleet.
+pub struct Fleet {
+    store: Store,
+    pki: Pki,
+    settings: Settings,
+    registry: Registry,
+    events: Events,
+    links: Links,
+    /// Owners of logs that have just grown.
+    log_news: broadcast::Sender<Uuid>,
+    /// Passwords that are being checked: each takes a good part of a second of a processor.
+    password_checks: Semaphore,
+}
+
+/// A message of a device whose signature was checked.
+pub struct Opened {
+    /// The device.
+    pub device: Arc<Entry>,
+    /// The message.
+    pub payload: Vec<u8>,
+}
+
+impl Fleet {
+    /// Takes the fleet up where the store left it.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn open(store: Store, pki: Pki, settings: Settings) -> Result<Arc<Self>, StoreError> {
+        let registry = Registry::default();
+        for known in identities::all(&mut *store.read().await?).await? {
+            match Entry::new(known.device.into(), &known.certificate, known.token, known.last_seen.unwrap_or(0)) {
+                Ok(entry) => drop(registry.insert(entry)),
+                Err(error) => tracing::error!(device = %known.device, %error, "a stored device certificate is damaged"),
+            }
+        }
+        Ok(Arc::new(Self {
+            store,
+            pki,
+            settings,
+            registry,
+            events: Events::default(),
+            links: Links::default(),
+            log_news: broadcast::channel(1024).0,
+            password_checks: Semaphore::new(2),
+        }))
+    }
+
+    /// Links and consoles.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// What a new image needs to know.
+    pub fn image_bundle(&self) -> ImageBundle {
+        let (onboard_certificate, onboard_key) = self.pki.onboarding();
+        ImageBundle {
+            server: self.settings.server.clone(),
+            root_certificate: self.pki.root_pem().to_owned(),
+            tls_root_certificates: self.pki.root_pem().to_owned(),
+            onboard_certificate: onboard_certificate.to_owned(),
+            onboard_key: onboard_key.to_owned(),
+            built_at: Timestamp::now(),
+        }
+    }
+
+    /// Answer to `/certs`, sealed.
+    ///
+    /// # Errors
+    /// If the random source fails.
+    pub fn certificates(&self) -> Result<Vec<u8>, Refused> {
+        Ok(self.pki.seal(&self.pki.controller_certificates())?)
+    }
+
+    /// Opens a device's message. `path` is the id in the request's path, if there is one: it must be the sender's.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn open_message(&self, body: &[u8], path: Option<DeviceId>) -> Result<Opened, Refused> {
+        if body.is_empty() {
+            return Err(Refused::Empty);
+        }
+        self.open_envelope(Envelope::parse(body, envelope::MAX_REQUEST)?, path)
+    }
+
+    fn open_envelope(&self, envelope: Envelope, path: Option<DeviceId>) -> Result<Opened, Refused> {
+        let device =
+            self.registry.by_sender(envelope.sender()).ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
+        let payload = envelope.open(&device.certificate)?;
+        if let Some(named) = path
+            && named != device.id
+        {
+            return Err(Refused::OtherDevice { sender: device.id, named });
+        }
+        device.seen(Timestamp::now().as_millisecond());
+        Ok(Opened { device, payload })
+    }
+
+    /// Opens a device's proof on the link.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn open_proof(&self, body: &[u8], nonce: protocol::link::Nonce) -> Result<DeviceId, Refused> {
+        let malformed = |error: protocol::link::LinkError| Refused::Malformed(error.to_string());
+        let envelope = protocol::link::Proof::parse(body).map_err(malformed)?;
+        let device =
+            self.registry.by_sender(envelope.sender()).ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
+        protocol::link::Proof::check(envelope, &device.certificate, device.id, nonce).map_err(malformed)?;
+        device.seen(Timestamp::now().as_millisecond());
+        Ok(device.id)
+    }
+
+    /// Says that the config of these devices may have changed, after the change was committed.
+    fn config_changed(&self, devices: impl IntoIterator<Item = Uuid>) {
+        for device in devices.into_iter().map(DeviceId) {
+            if let Some(entry) = self.registry.by_id(device) {
+                entry.config_changed();
+                self.links.send(device, ServerMessage::ConfigChanged);
+            }
+        }
+    }
+
+    /// Writes figures and times of last contact to the store.
+    ///
+    /// # Errors
+    /// If the store does not take them; they are written with the next flush then.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let dirty = self.registry.take_dirty();
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let written = async {
+            let mut writer = self.store.write_soon().await?;
+            for entry in &dirty {
+                let figures = entry.state().figures.as_ref().and_then(|figures| serde_json::to_string(figures).ok());
+                identities::set_seen(&mut writer, entry.id.0, entry.last_seen(), figures.as_deref()).await?;
+            }
+            writer.commit().await
+        };
+        let written = written.await;
+        if written.is_err() {
+            for entry in &dirty {
+                entry.seen(entry.last_seen());
+            }
+        }
+        written
+    }
+
+    /// What goes on beside requests, for ever: flushing, telling watchers who went offline, ending consoles that nobody took up.
+    pub async fn tend(&self) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut flushed = tokio::time::Instant::now();
+        loop {
+            second.tick().await;
+            self.links.drop_stale();
+            self.tell_presence().await;
+            if flushed.elapsed() >= self.settings.flush_every {
+                flushed = tokio::time::Instant::now();
+                if let Err(error) = self.flush().await {
+                    tracing::error!(%error, "flushing figures");
+                }
+            }
+        }
+    }
+}

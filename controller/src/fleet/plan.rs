@@ -1,0 +1,296 @@
+//! A device's config, made from the operator's objects: a pure function, so that the same objects give the same bytes.
+//!
+//! | here | on the wire |
+//! |---|---|
+//! | the device | `EdgeDevConfig.id`, `device_name` |
+//! | each datastore that its apps use | `DatastoreConfig` |
+//! | each image, once | `ContentTree` |
+//! | each app | `AppInstanceConfig`, and the `Volume` that it starts from |
+//! | every device | one local `NetworkInstanceConfig` |
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Object as _, PortMap};
+use prost::Message as _;
+use protocol::eve::common::{IpRange, Ipspec, PhyIoType};
+use protocol::eve::config::{
+    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ContentTree, DatastoreConfig, DsType, EdgeDevConfig, Format,
+    NetworkAdapter, NetworkInstanceConfig, UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
+    VolumeRef, ZNetworkInstType,
+};
+use protocol::keys::sha256;
+use uuid::Uuid;
+
+use super::names;
+
+/// Apps' network on every device: behind the device, not seen outside.
+const SUBNET: &str = "10.11.0.0/24";
+const GATEWAY: &str = "10.11.0.1";
+const FIRST: &str = "10.11.0.2";
+const LAST: &str = "10.11.0.254";
+
+/// What a config is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// Its apps, by name.
+    pub apps: &'a [App],
+    /// The datastores that its apps use, by name.
+    pub datastores: &'a BTreeMap<String, Datastore>,
+    /// Changes when the controller's certificates do.
+    pub certificates_hash: &'a str,
+}
+
+/// The config.
+#[must_use]
+pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
+    let device = uid(inputs.device.metadata().uid);
+    let network = names::network(device);
+    let mut config = EdgeDevConfig {
+        id: versioned(device, inputs.device.metadata.generation),
+        device_name: inputs.device.metadata.name.clone(),
+        controllercert_confighash: inputs.certificates_hash.to_owned(),
+        network_instances: vec![network_instance(network)],
+        ..EdgeDevConfig::default()
+    };
+    let mut datastores = BTreeMap::new();
+    let mut contents = BTreeMap::new();
+    for app in inputs.apps {
+        // Admission keeps apps and datastores together; an app without its datastore is left out rather than half told.
+        let Some(datastore) = inputs.datastores.get(&app.spec.image.datastore) else { continue };
+        let id = uid(app.metadata.uid);
+        let datastore_id = uid(datastore.metadata.uid);
+        let content = names::content(datastore_id, app);
+        let volume = names::volume(id, content);
+        datastores.entry(datastore_id).or_insert_with(|| datastore_config(datastore_id, datastore));
+        contents.entry(content).or_insert_with(|| content_tree(content, datastore_id, app));
+        config.volumes.push(Volume {
+            uuid: volume.to_string(),
+            origin: Some(VolumeContentOrigin {
+                r#type: VolumeContentOriginType::VcotDownload.into(),
+                download_content_tree_id: content.to_string(),
+            }),
+            display_name: app.metadata.name.clone(),
+            ..Volume::default()
+        });
+        config.apps.push(app_instance(id, volume, network, app));
+    }
+    config.datastores = datastores.into_values().collect();
+    config.content_info = contents.into_values().collect();
+    config
+}
+
+/// The name of a config's content, as devices give it back to say what they have.
+#[must_use]
+pub fn hash(config: &EdgeDevConfig) -> String {
+    // prost writes fields in the order of their numbers; no map has more than one entry here, so equal configs are equal bytes.
+    URL_SAFE_NO_PAD.encode(sha256(&config.encode_to_vec()))
+}
+
+/// What came out of the store has a uid; what has none gets an id that no device knows.
+fn uid(uid: Option<Uuid>) -> Uuid {
+    uid.unwrap_or(Uuid::nil())
+}
+
+fn versioned(id: Uuid, version: u64) -> Option<UuiDandVersion> {
+    Some(UuiDandVersion { uuid: id.to_string(), version: version.to_string() })
+}
+
+fn network_instance(id: Uuid) -> NetworkInstanceConfig {
+    NetworkInstanceConfig {
+        uuidandversion: versioned(id, 1),
+        displayname: "default".to_owned(),
+        inst_type: ZNetworkInstType::ZnetInstLocal.into(),
+        activate: true,
+        // EVE's shared label for "whichever port leads outside".
+        port: Some(Adapter { r#type: PhyIoType::PhyIoNoop.into(), name: "uplink".to_owned(), ..Adapter::default() }),
+        ip_type: AddressType::Ipv4.into(),
+        ip: Some(Ipspec {
+            subnet: SUBNET.to_owned(),
+            gateway: GATEWAY.to_owned(),
+            dhcp_range: Some(IpRange { start: FIRST.to_owned(), end: LAST.to_owned() }),
+            ..Ipspec::default()
+        }),
+        ..NetworkInstanceConfig::default()
+    }
+}
+
+fn datastore_config(id: Uuid, datastore: &Datastore) -> DatastoreConfig {
+    DatastoreConfig {
+        id: id.to_string(),
+        d_type: DsType::DsContainerRegistry.into(),
+        fqdn: datastore.spec.url.trim_end_matches('/').to_owned(),
+        ds_cert_pem: datastore.spec.ca_certificates.iter().map(|pem| pem.clone().into_bytes()).collect(),
+        ..DatastoreConfig::default()
+    }
+}
+
+fn content_tree(id: Uuid, datastore: Uuid, app: &App) -> ContentTree {
+    let format = match app.spec.kind {
+        AppType::Container => Format::Container,
+        AppType::Vm => match app.spec.image.format.unwrap_or_default() {
+            DiskFormat::Raw => Format::Raw,
+            DiskFormat::Qcow2 => Format::Qcow2,
+        },
+    };
+    let reference = &app.spec.image.reference;
+    ContentTree {
+        uuid: id.to_string(),
+        ds_id: datastore.to_string(),
+        ds_ids_list: vec![datastore.to_string()],
+        url: reference.clone(),
+        iformat: format.into(),
+        sha256: reference.rsplit_once(':').map_or_else(String::new, |(_, hex)| hex.to_owned()),
+        display_name: reference.split_once('@').map_or(reference.as_str(), |(repository, _)| repository).to_owned(),
+        ..ContentTree::default()
+    }
+}
+
+fn app_instance(id: Uuid, volume: Uuid, network: Uuid, app: &App) -> AppInstanceConfig {
+    let spec = &app.spec;
+    let memory = u32::try_from(spec.resources.memory_mib.saturating_mul(1024)).unwrap_or(u32::MAX);
+    let native = spec.effective_isolation() == Isolation::Native;
+    let user_data = match spec.kind {
+        AppType::Vm => spec.user_data.clone().unwrap_or_default(),
+        AppType::Container => spec.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect(),
+    };
+    AppInstanceConfig {
+        uuidandversion: versioned(id, app.metadata.generation),
+        displayname: app.metadata.name.clone(),
+        fixedresources: Some(VmConfig {
+            memory,
+            maxmem: memory,
+            vcpus: spec.resources.cpus,
+            maxcpus: spec.resources.cpus,
+            extraargs: spec.kernel_args.clone().unwrap_or_default(),
+            virtualization_mode: if native { VmMode::Nohyper } else { VmMode::Hvm }.into(),
+            ..VmConfig::default()
+        }),
+        activate: true,
+        interfaces: vec![NetworkAdapter {
+            name: "eth0".to_owned(),
+            network_id: network.to_string(),
+            acls: access_rules(&spec.ports),
+            ..NetworkAdapter::default()
+        }],
+        user_data: if user_data.is_empty() { String::new() } else { STANDARD.encode(user_data) },
+        volume_ref_list: vec![VolumeRef { uuid: volume.to_string(), ..VolumeRef::default() }],
+        ..AppInstanceConfig::default()
+    }
+}
+
+/// EVE closes what no rule opens: everything outbound first, then the port maps.
+fn access_rules(ports: &[PortMap]) -> Vec<Ace> {
+    let matched = |kind: &str, value: String| AceMatch { r#type: kind.to_owned(), value };
+    let outbound = Ace { matches: vec![matched("ip", "0.0.0.0/0".to_owned())], id: 1, ..Ace::default() };
+    let maps = ports.iter().zip(2..).map(|(port, id)| Ace {
+        matches: vec![matched("protocol", port.protocol.to_string()), matched("lport", port.device.to_string())],
+        actions: vec![AceAction { portmap: true, app_port: u32::from(port.app), ..AceAction::default() }],
+        id,
+        ..Ace::default()
+    });
+    std::iter::once(outbound).chain(maps).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use operator_api::{AppSpec, DatastoreSpec, DatastoreType, DeviceSpec, ImageSource, Protocol, Resources};
+
+    use super::*;
+
+    fn objects() -> (Device, Vec<App>, BTreeMap<String, Datastore>) {
+        let mut device = Device::new("box-1", DeviceSpec::default());
+        device.metadata.uid = Some(Uuid::from_u128(1));
+        device.metadata.generation = 1;
+        let mut datastore = Datastore::new(
+            "demo",
+            DatastoreSpec {
+                kind: DatastoreType::Registry,
+                url: "docker://192.0.2.1:5000".into(),
+                ca_certificates: Some("-----BEGIN CERTIFICATE-----".into()),
+            },
+        );
+        datastore.metadata.uid = Some(Uuid::from_u128(2));
+        let spec = |reference: char, kind| AppSpec {
+            device: "box-1".into(),
+            kind,
+            isolation: None,
+            image: ImageSource {
+                datastore: "demo".into(),
+                reference: format!("hello@sha256:{}", reference.to_string().repeat(64)),
+                format: None,
+            },
+            resources: Resources { cpus: 1, memory_mib: 128 },
+            env: BTreeMap::new(),
+            kernel_args: None,
+            user_data: None,
+            ports: Vec::new(),
+        };
+        let app = |name: &str, id: u128, spec| {
+            let mut app = App::new(name, spec);
+            app.metadata.uid = Some(Uuid::from_u128(id));
+            app.metadata.generation = 2;
+            app
+        };
+        let mut native = spec('a', AppType::Container);
+        native.isolation = Some(Isolation::Native);
+        let mut vm = spec('b', AppType::Vm);
+        vm.image.format = Some(DiskFormat::Qcow2);
+        vm.kernel_args = Some("root=/dev/vda1 ro console=hvc0".into());
+        vm.user_data = Some("#cloud-config\n".into());
+        let mut web = spec('a', AppType::Container);
+        web.env = BTreeMap::from([("GREETING".into(), "hello".into()), ("A".into(), "b=c".into())]);
+        web.ports = vec![
+            PortMap { device: 8080, app: 80, protocol: Protocol::Tcp },
+            PortMap { device: 5353, app: 53, protocol: Protocol::Udp },
+        ];
+        let apps = vec![app("native", 10, native), app("vm", 11, vm), app("web", 12, web)];
+        (device, apps, BTreeMap::from([("demo".to_owned(), datastore)]))
+    }
+
+    fn planned(objects: &(Device, Vec<App>, BTreeMap<String, Datastore>)) -> EdgeDevConfig {
+        config(Inputs { device: &objects.0, apps: &objects.1, datastores: &objects.2, certificates_hash: "certs" })
+    }
+
+    /// The golden file shows every byte that goes to a device. If a change of it is meant, write it anew with
+    /// `GOLDEN=write cargo test --release -p controller golden`, and look at the difference.
+    #[test]
+    fn golden_config() {
+        let text = format!("{:#?}\n", planned(&objects()));
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/config.txt");
+        if std::env::var_os("GOLDEN").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(path).unwrap());
+    }
+
+    #[test]
+    fn the_same_objects_give_the_same_hash_and_any_change_another() {
+        let first = hash(&planned(&objects()));
+        assert_eq!(first, hash(&planned(&objects())));
+        let changes: [fn(&mut (Device, Vec<App>, BTreeMap<String, Datastore>)); 5] = [
+            |objects| objects.0.metadata.name = "box-2".into(),
+            |objects| objects.1[2].spec.ports[0].app = 81,
+            |objects| objects.1[1].spec.image.format = None,
+            |objects| objects.2.get_mut("demo").unwrap().spec.url = "docker://x".into(),
+            |objects| drop(objects.1.pop()),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut objects = objects();
+            change(&mut objects);
+            assert_ne!(first, hash(&planned(&objects)), "change {number}");
+        }
+    }
+
+    #[test]
+    fn an_image_used_twice_is_fetched_once_and_each_app_has_its_volume() {
+        let config = planned(&objects());
+        assert_eq!((config.content_info.len(), config.volumes.len(), config.datastores.len()), (2, 3, 1));
+        let mut volumes: Vec<_> = config.volumes.iter().map(|volume| &volume.uuid).collect();
+        volumes.dedup();
+        assert_eq!(volumes.len(), 3);
+    }
+}
