@@ -7,6 +7,8 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+pub mod scripted;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
