@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use imaging::parts::RootHash;
 use nix::mount::MsFlags;
+use uuid::Uuid;
 
 use crate::block::{self, PartitionNode};
 use crate::cmdline::RootArguments;
 use crate::console::Consoles;
+use crate::modules::Modules;
 use crate::uevent::Uevents;
 use crate::{Error, dm, early, verity};
 
@@ -26,13 +28,26 @@ struct Found {
     size: u64,
 }
 
-/// Finds the partition, makes the verity device and mounts it at `target`.
+/// Finds the partition, makes the verity device and mounts it at `target`. Modules are loaded until the partition is there:
+/// what else the machine has is for the real system to find.
 pub fn mount(
     arguments: &RootArguments,
     target: &str,
+    modules: &mut Modules,
     consoles: &mut Consoles,
 ) -> Result<(), Error> {
-    let found = find(&arguments.root_hash, consoles)?;
+    let found = find(&arguments.root_hash, modules, consoles)?;
+    mount_found(&found, arguments, target).or_else(|error| {
+        // One of the modules that this takes may not have had its turn.
+        if !modules.load_next() {
+            return Err(error);
+        }
+        modules.load_all();
+        mount_found(&found, arguments, target)
+    })
+}
+
+fn mount_found(found: &Found, arguments: &RootArguments, target: &str) -> Result<(), Error> {
     let node = found.partition.node.display().to_string();
     let mut file = File::open(&found.partition.node).map_err(Error::system("open", &node))?;
     let superblock = read_at(&mut file, arguments.verity_offset, verity::SUPERBLOCK_LEN)
@@ -74,51 +89,67 @@ pub fn mount(
     )
 }
 
-fn find(root_hash: &RootHash, consoles: &mut Consoles) -> Result<Found, Error> {
+fn find(
+    root_hash: &RootHash,
+    modules: &mut Modules,
+    consoles: &mut Consoles,
+) -> Result<Found, Error> {
     let id = root_hash.partition_id();
     let events = Uevents::listen();
     let mut seen = String::new();
-    let found = events.until(
-        DISKS,
-        &mut || consoles.say(&format!("skerry: waiting for the disk with partition {id}")),
-        &mut || {
-            seen.clear();
-            for disk in block::disks(Path::new("/sys")).unwrap_or_default() {
-                let table = match disk.table() {
-                    Ok(table) => table,
-                    Err(e) => {
-                        seen.push_str(&format!("{} ({e}); ", disk.name));
-                        continue;
-                    }
-                };
-                for (number, partition) in &table.partitions {
-                    if partition.id == id
-                        && let Some((start, size)) = table.extent(*number)
-                        && let Some(partition) =
-                            block::partition(Path::new("/sys"), &disk.name, *number, start)
-                    {
-                        return Some(Found { partition, size });
-                    }
-                }
-                seen.push_str(&format!(
-                    "{} ({} other partitions); ",
-                    disk.name,
-                    table.partitions.len()
-                ));
-            }
-            None
-        },
-    );
-    let seen = if seen.is_empty() {
-        "none".to_owned()
-    } else {
-        seen.trim_end_matches("; ").to_owned()
-    };
-    found.ok_or(Error::NoRoot {
+    // Drivers find their disks while the next modules are being loaded.
+    let mut found = look(id, &mut seen);
+    while found.is_none() && modules.load_next() {
+        if events.wait(Duration::ZERO) {
+            found = look(id, &mut seen);
+        }
+    }
+    let found = found.or_else(|| {
+        events.until(
+            DISKS,
+            &mut || consoles.say(&format!("skerry: waiting for the disk with partition {id}")),
+            &mut || look(id, &mut seen),
+        )
+    });
+    found.ok_or_else(|| Error::NoRoot {
         id: id.to_string(),
         seconds: DISKS.as_secs(),
-        seen,
+        seen: if seen.is_empty() {
+            "none".to_owned()
+        } else {
+            seen
+        },
     })
+}
+
+/// Looks at all disks that there are now. What they hold instead is left in `seen`.
+fn look(id: Uuid, seen: &mut String) -> Option<Found> {
+    let mut others = Vec::new();
+    for disk in block::disks(Path::new("/sys")).unwrap_or_default() {
+        let table = match disk.table() {
+            Ok(table) => table,
+            Err(e) => {
+                others.push(format!("{} ({e})", disk.name));
+                continue;
+            }
+        };
+        for (number, partition) in &table.partitions {
+            if partition.id == id
+                && let Some((start, size)) = table.extent(*number)
+                && let Some(partition) =
+                    block::partition(Path::new("/sys"), &disk.name, *number, start)
+            {
+                return Some(Found { partition, size });
+            }
+        }
+        others.push(format!(
+            "{} ({} other partitions)",
+            disk.name,
+            table.partitions.len()
+        ));
+    }
+    *seen = others.join("; ");
+    None
 }
 
 /// Which file system begins with `head`.

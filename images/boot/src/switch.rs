@@ -19,9 +19,9 @@ const INITS: [&str; 3] = [
     "/sbin/init",
 ];
 
-/// Moves the kernel's file systems to the root mounted at `target`, empties the initramfs, makes `target` the root and
-/// becomes its init. Returns only with an error.
-pub fn switch(target: &str) -> Result<Infallible, Error> {
+/// Moves the kernel's file systems to the root mounted at `target`, empties the initramfs and makes `target` the root.
+/// Returns the path of its init.
+pub fn switch(target: &str) -> Result<&'static str, Error> {
     let init = INITS
         .into_iter()
         .find(|init| fs::symlink_metadata(format!("{target}{init}")).is_ok())
@@ -47,6 +47,11 @@ pub fn switch(target: &str) -> Result<Infallible, Error> {
         .map_err(Error::system("move mount", format!("{target} to /")))?;
     chroot(".").map_err(Error::system("change root to", target))?;
     chdir("/").map_err(Error::system("change into", "/"))?;
+    Ok(init)
+}
+
+/// Becomes `init`. Returns only with an error.
+pub fn become_init(init: &str) -> Result<Infallible, Error> {
     let program =
         CString::new(init).map_err(|e| Error::system("start", init)(io::Error::from(e)))?;
     execv(&program, std::slice::from_ref(&program)).map_err(Error::system("start", init))

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use boot::console::Consoles;
 use boot::install::{self, PROGRAM};
-use boot::{Error, early, modules};
+use boot::modules::Modules;
+use boot::{Error, early};
 
 /// A serial line needs this long to send its last words.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -37,7 +38,9 @@ fn run(consoles: &mut Consoles) -> Result<(), Error> {
     // The screen is for people: of the kernel's messages only emergencies.
     let _ = std::fs::write("/proc/sys/kernel/printk", "1");
     consoles.say(&format!("{PROGRAM}: starting"));
-    for complaint in modules::load_all() {
+    let mut modules = Modules::read();
+    modules.load_all();
+    for complaint in modules.complaints() {
         consoles.say(&format!("{PROGRAM}: {complaint}"));
     }
     install::run(consoles)
