@@ -1,0 +1,66 @@
+//! Keys and certificates of a made-up controller.
+
+use std::sync::Arc;
+
+use protocol::certs;
+use protocol::envelope::SoftwareSigner;
+use protocol::eve::certs::ZControllerCert;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// A root that signs the rest.
+pub struct Root {
+    issuer: Issuer<'static, KeyPair>,
+    pub pem: String,
+}
+
+impl Root {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A leaf for `localhost`, valid in the years given.
+    pub fn leaf(&self, years: (i32, i32)) -> (rcgen::Certificate, KeyPair) {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    pub fn tls(&self, years: (i32, i32)) -> Arc<rustls::ServerConfig> {
+        let (certificate, key) = self.leaf(years);
+        let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Arc::new(config)
+    }
+
+    pub fn signing(&self, years: (i32, i32)) -> Signing {
+        let (certificate, key) = self.leaf(years);
+        let (exchange, _) = self.leaf(years);
+        let pem = certificate.pem().trim().to_owned();
+        Signing {
+            signer: SoftwareSigner::from_pkcs8_der(&key.serialize_der()).unwrap(),
+            set: certs::build(&pem, &[&exchange.pem()], &[]),
+            pem,
+        }
+    }
+}
+
+/// The key that replies are signed with.
+pub struct Signing {
+    pub signer: SoftwareSigner,
+    pub pem: String,
+    pub set: ZControllerCert,
+}
