@@ -6,5 +6,6 @@
 //! operators -> doors::operator'
 //! ```
 
+pub mod fleet;
 pub mod pki;
 pub mod store;

@@ -10,7 +10,9 @@
 //! the controller was killed in between.
 
 use jiff::Timestamp;
-use onboarding::attest::verifier::{self, DeviceCertificates, ReceivedCertificate, Request, Submission};
+use onboarding::attest::verifier::{
+    self, DeviceCertificates, ReceivedCertificate, Request, Submission,
+};
 use onboarding::attest::{QuoteAnswer, StoreKeysAnswer};
 use onboarding::quote::{Conclusion, Outcome, Report};
 use operator_api::{Attestation, AttestationLevel, Verdict, WatchEventType};
@@ -31,33 +33,59 @@ impl Fleet {
         let request: ZAttestReq = envelope::decode(&opened.payload, "ZAttestReq")?;
         let device = &opened.device;
         let answer = match verifier::read(&request)? {
-            Request::Certificates(certificates) => self.keep_certificates(device, &certificates).await?,
+            Request::Certificates(certificates) => {
+                self.keep_certificates(device, &certificates).await?
+            }
             Request::Nonce => self.give_nonce(device).await?,
             Request::Quote(submission) => self.judge(device, &submission).await?,
-            Request::StoreKeys { integrity_token, keys } => self.keep_keys(device, &integrity_token, keys).await?,
+            Request::StoreKeys {
+                integrity_token,
+                keys,
+            } => self.keep_keys(device, &integrity_token, keys).await?,
         };
         Ok(self.pki.seal(&answer)?)
     }
 
-    async fn keep_certificates(&self, device: &Entry, certificates: &DeviceCertificates) -> Result<ZAttestResponse, Refused> {
+    async fn keep_certificates(
+        &self,
+        device: &Entry,
+        certificates: &DeviceCertificates,
+    ) -> Result<ZAttestResponse, Refused> {
         let id = device.id.0;
         let mut writer = self.store.write().await?;
         let device_certificate = identities::certificate(&mut writer, id).await?;
         certificates.check(&device_certificate)?;
         let before = identities::attestation_keys(&mut writer, id).await?;
-        let fits = |what: &str, before: &Option<Vec<u8>>, now: &Option<ReceivedCertificate>, bytes: fn(&ReceivedCertificate) -> &[u8]| {
+        let fits = |what: &str,
+                    before: &Option<Vec<u8>>,
+                    now: &Option<ReceivedCertificate>,
+                    bytes: fn(&ReceivedCertificate) -> &[u8]| {
             match (before, now) {
                 (Some(before), Some(now)) if before != bytes(now) && !now.is_mutable => {
-                    Err(Refused::NotAllowed(format!("device {id} shows another {what} certificate than before")))
+                    Err(Refused::NotAllowed(format!(
+                        "device {id} shows another {what} certificate than before"
+                    )))
                 }
                 (before, None) => Ok(before.clone()),
                 (_, Some(now)) => Ok(Some(bytes(now).to_vec())),
             }
         };
         let keys = AttestationKeys {
-            attestation_certificate: fits("attestation", &before.attestation_certificate, &certificates.attestation, |c| &c.der)?,
-            endorsement_certificate: fits("endorsement", &before.endorsement_certificate, &certificates.endorsement, |c| &c.der)?,
-            ecdh_certificate: fits("ECDH", &before.ecdh_certificate, &certificates.ecdh, |c| &c.pem)?,
+            attestation_certificate: fits(
+                "attestation",
+                &before.attestation_certificate,
+                &certificates.attestation,
+                |c| &c.der,
+            )?,
+            endorsement_certificate: fits(
+                "endorsement",
+                &before.endorsement_certificate,
+                &certificates.endorsement,
+                |c| &c.der,
+            )?,
+            ecdh_certificate: fits("ECDH", &before.ecdh_certificate, &certificates.ecdh, |c| {
+                &c.pem
+            })?,
         };
         if keys != before {
             identities::set_attestation_keys(&mut writer, id, &keys).await?;
@@ -74,26 +102,49 @@ impl Fleet {
         Ok(verifier::nonce_answer(&nonce))
     }
 
-    async fn judge(&self, device: &Entry, submission: &Submission) -> Result<ZAttestResponse, Refused> {
+    async fn judge(
+        &self,
+        device: &Entry,
+        submission: &Submission,
+    ) -> Result<ZAttestResponse, Refused> {
         let id = device.id.0;
         let now = Timestamp::now();
         let mut writer = self.store.write().await?;
         let keys = identities::attestation_keys(&mut writer, id).await?;
-        let oldest = now.as_millisecond() - i64::try_from(self.settings.nonce_lifetime.as_millis()).unwrap_or(i64::MAX);
-        let nonce = identities::take_nonce(&mut writer, id).await?.filter(|(_, given)| *given >= oldest).map(|(nonce, _)| nonce);
-        let report = verifier::verify(submission, keys.attestation_certificate.as_deref(), nonce.as_deref());
+        let oldest = now.as_millisecond()
+            - i64::try_from(self.settings.nonce_lifetime.as_millis()).unwrap_or(i64::MAX);
+        let nonce = identities::take_nonce(&mut writer, id)
+            .await?
+            .filter(|(_, given)| *given >= oldest)
+            .map(|(nonce, _)| nonce);
+        let report = verifier::verify(
+            submission,
+            keys.attestation_certificate.as_deref(),
+            nonce.as_deref(),
+        );
         let attestation = attestation(&report, now);
-        let token = if attestation.passed { Some(verifier::integrity_token()?.to_vec()) } else { None };
+        let token = if attestation.passed {
+            Some(verifier::integrity_token()?.to_vec())
+        } else {
+            None
+        };
         identities::set_attestation(&mut writer, id, &attestation, token.as_deref()).await?;
         let answer = match (&token, verifier::refusal(&report)) {
             (Some(token), None) => {
                 let keys = match identities::keys(&mut writer, id).await? {
-                    Some(kept) => AttestStorageKeys::decode(kept.as_slice())
-                        .map_err(|error| Refused::Internal(format!("keys kept for device {id}: {error}")))?
-                        .keys,
+                    Some(kept) => {
+                        AttestStorageKeys::decode(kept.as_slice())
+                            .map_err(|error| {
+                                Refused::Internal(format!("keys kept for device {id}: {error}"))
+                            })?
+                            .keys
+                    }
                     None => Vec::new(),
                 };
-                QuoteAnswer::Granted { integrity_token: token.clone(), keys }
+                QuoteAnswer::Granted {
+                    integrity_token: token.clone(),
+                    keys,
+                }
             }
             (_, refusal) => refusal.unwrap_or(QuoteAnswer::Refused),
         };
@@ -107,12 +158,20 @@ impl Fleet {
         Ok(verifier::quote_answer(&answer))
     }
 
-    async fn keep_keys(&self, device: &Entry, token: &[u8], keys: Vec<AttestVolumeKey>) -> Result<ZAttestResponse, Refused> {
+    async fn keep_keys(
+        &self,
+        device: &Entry,
+        token: &[u8],
+        keys: Vec<AttestVolumeKey>,
+    ) -> Result<ZAttestResponse, Refused> {
         if !token_fits(device, token) {
             return Ok(verifier::store_keys_answer(StoreKeysAnswer::TokenMismatch));
         }
         // The token is of one boot and is not kept with the keys.
-        let kept = AttestStorageKeys { integrity_token: Vec::new(), keys };
+        let kept = AttestStorageKeys {
+            integrity_token: Vec::new(),
+            keys,
+        };
         let mut writer = self.store.write().await?;
         identities::set_keys(&mut writer, device.id.0, &kept.encode_to_vec()).await?;
         writer.commit().await?;
@@ -123,9 +182,16 @@ impl Fleet {
 /// Whether a device was given this token on its present boot.
 pub(super) fn token_fits(device: &Entry, token: &[u8]) -> bool {
     let state = device.state();
-    let Some(given) = &state.token else { return false };
+    let Some(given) = &state.token else {
+        return false;
+    };
     // A token is a secret, so the comparison takes as long whatever differs.
-    given.len() == token.len() && given.iter().zip(token).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+    given.len() == token.len()
+        && given
+            .iter()
+            .zip(token)
+            .fold(0, |different, (a, b)| different | (a ^ b))
+            == 0
 }
 
 /// What operators are shown of a report.
@@ -144,11 +210,18 @@ fn attestation(report: &Report, now: Timestamp) -> Attestation {
 }
 
 fn verdict(verdict: &onboarding::quote::Verdict) -> Verdict {
-    let check = serde_json::to_value(verdict.check).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
+    let check = serde_json::to_value(verdict.check)
+        .ok()
+        .and_then(|name| name.as_str().map(str::to_owned))
+        .unwrap_or_default();
     let (passed, detail) = match &verdict.outcome {
         Outcome::Pass => (true, verdict.check.claim().to_owned()),
         Outcome::Fail { expected, seen } => (false, format!("expected {expected}, seen {seen}")),
         Outcome::NotApplicable { reason } => (true, format!("not checked: {reason}")),
     };
-    Verdict { check, passed, detail }
+    Verdict {
+        check,
+        passed,
+        detail,
+    }
 }

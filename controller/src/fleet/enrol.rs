@@ -32,8 +32,10 @@ impl Fleet {
             return Err(Refused::Empty);
         }
         let envelope = Envelope::parse(body, envelope::MAX_REQUEST)?;
-        let ours = pem_to_der(self.pki.onboarding().0.as_bytes()).map_err(|error| Refused::Internal(error.to_string()))?;
-        let certificate = Certificate::of_device_der(&ours).map_err(|error| Refused::Internal(error.to_string()))?;
+        let ours = pem_to_der(self.pki.onboarding().0.as_bytes())
+            .map_err(|error| Refused::Internal(error.to_string()))?;
+        let certificate = Certificate::of_device_der(&ours)
+            .map_err(|error| Refused::Internal(error.to_string()))?;
         if !certificate.hash().matches(envelope.sender()) {
             return Err(Refused::NotAllowed(format!(
                 "onboarding certificate {} is not the one of this controller's images; make the image anew",
@@ -41,7 +43,8 @@ impl Fleet {
             )));
         }
         let message: ZRegisterMsg = envelope.open_message(&certificate, "ZRegisterMsg")?;
-        let registration = registration::read(&message).map_err(|error| Refused::Malformed(error.to_string()))?;
+        let registration =
+            registration::read(&message).map_err(|error| Refused::Malformed(error.to_string()))?;
         let der = registration.device_certificate_der;
         // A certificate that could check no message would be a device that can never speak.
         Certificate::of_device_der(&der).map_err(|error| Refused::Malformed(error.to_string()))?;
@@ -51,11 +54,15 @@ impl Fleet {
 
         let onboarding_hash = sha256(&ours);
         let mut writer = self.store.write().await?;
-        if identities::by_certificate(&mut writer, &der).await?.is_some() {
+        if identities::by_certificate(&mut writer, &der)
+            .await?
+            .is_some()
+        {
             return Ok(Registered::Again);
         }
         if !registration.serial.is_empty()
-            && let Some(other) = identities::by_serial(&mut writer, &onboarding_hash, &registration.serial).await?
+            && let Some(other) =
+                identities::by_serial(&mut writer, &onboarding_hash, &registration.serial).await?
         {
             return Err(Refused::Clash(format!(
                 "device {other} registered with serial number `{}` and another certificate; delete it if it was reinstalled",
@@ -90,7 +97,8 @@ impl Fleet {
 }
 
 fn enter(registry: &Registry, uid: uuid::Uuid, der: &[u8], now: Timestamp) -> Result<(), Refused> {
-    let entry = Entry::new(uid.into(), der, None, 0).map_err(|error| Refused::Internal(error.to_string()))?;
+    let entry = Entry::new(uid.into(), der, None, 0)
+        .map_err(|error| Refused::Internal(error.to_string()))?;
     registry.insert(entry).seen(now.as_millisecond());
     Ok(())
 }

@@ -60,7 +60,9 @@ impl From<AttestError> for Refused {
 impl From<EnvelopeError> for Refused {
     fn from(error: EnvelopeError) -> Self {
         match error {
-            EnvelopeError::Signature { .. } | EnvelopeError::OtherSender { .. } => Self::Signature(error),
+            EnvelopeError::Signature { .. } | EnvelopeError::OtherSender { .. } => {
+                Self::Signature(error)
+            }
             EnvelopeError::Sign(_) => Self::Internal(error.to_string()),
             error => Self::Malformed(error.to_string()),
         }
@@ -108,7 +110,14 @@ pub enum Fault {
 
 impl Fault {
     /// One wrong field.
-    pub fn field(detail: impl Into<String>, field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid { detail: detail.into(), errors: vec![FieldError::new(field, message)] }
+    pub fn field(
+        detail: impl Into<String>,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::Invalid {
+            detail: detail.into(),
+            errors: vec![FieldError::new(field, message)],
+        }
     }
 }

@@ -43,7 +43,10 @@ pub fn read(message: &ZMetricMsg) -> Figures {
     let mut figures = Figures::default();
     for app in message.am.iter().take(MAX_ITEMS) {
         if let Ok(id) = Uuid::try_parse(&app.app_id) {
-            let used = app.app_memory.as_ref().map(|memory| u64::from(memory.used_mb) * 1024);
+            let used = app
+                .app_memory
+                .as_ref()
+                .map(|memory| u64::from(memory.used_mb) * 1024);
             figures.apps.entry(id).or_default().memory_kib = used;
         }
     }
@@ -67,10 +70,16 @@ pub fn read(message: &ZMetricMsg) -> Figures {
                 _ => continue,
             };
             if item.key == "skerry.pillar.pssBytes" {
-                for process in processes.iter_mut().filter(|process| process.name == "pillar") {
+                for process in processes
+                    .iter_mut()
+                    .filter(|process| process.name == "pillar")
+                {
                     process.pss_kib = Some(value / 1024);
                 }
-            } else if let Some((id, what)) = item.key.strip_prefix("skerry.app.").and_then(|rest| rest.split_once('.'))
+            } else if let Some((id, what)) = item
+                .key
+                .strip_prefix("skerry.app.")
+                .and_then(|rest| rest.split_once('.'))
                 && let Ok(id) = Uuid::try_parse(id)
             {
                 let app = figures.apps.entry(id).or_default();
@@ -83,13 +92,20 @@ pub fn read(message: &ZMetricMsg) -> Figures {
         }
         if let Some(memory) = &device.memory {
             let (used, available) = (u64::from(memory.used_mem), u64::from(memory.avail_mem));
-            let total = device.device_memory.as_ref().map_or(used + available, |all| u64::from(all.memory_mb));
+            let total = device
+                .device_memory
+                .as_ref()
+                .map_or(used + available, |all| u64::from(all.memory_mb));
             processes.sort_by_key(|process| std::cmp::Reverse(process.rss_kib));
             figures.memory = Some(MemoryStatus {
                 total_kib: total * 1024,
                 available_kib: available * 1024,
                 processes,
-                time: message.at_time_stamp.as_ref().and_then(timestamp).or_else(|| Some(Timestamp::UNIX_EPOCH)),
+                time: message
+                    .at_time_stamp
+                    .as_ref()
+                    .and_then(timestamp)
+                    .or_else(|| Some(Timestamp::UNIX_EPOCH)),
             });
         }
     }
@@ -98,31 +114,66 @@ pub fn read(message: &ZMetricMsg) -> Figures {
 
 #[cfg(test)]
 mod tests {
-    use protocol::eve::metrics::{AppMemoryMetric, AppMetric, DeviceMetric, MemoryMetric, MetricItem, ZMetricProcess};
+    use protocol::eve::metrics::{
+        AppMemoryMetric, AppMetric, DeviceMetric, MemoryMetric, MetricItem, ZMetricProcess,
+    };
 
     use super::*;
 
     #[test]
     fn a_message_of_our_device() {
         let app = Uuid::from_u128(7);
-        let item = |key: String, value| MetricItem { key, metric_item_value: Some(value), ..MetricItem::default() };
+        let item = |key: String, value| MetricItem {
+            key,
+            metric_item_value: Some(value),
+            ..MetricItem::default()
+        };
         let message = ZMetricMsg {
             am: vec![AppMetric {
                 app_id: app.to_string(),
-                app_memory: Some(AppMemoryMetric { allocated_mb: 128, used_mb: 40 }),
+                app_memory: Some(AppMemoryMetric {
+                    allocated_mb: 128,
+                    used_mb: 40,
+                }),
                 ..AppMetric::default()
             }],
             pr: vec![
-                ZMetricProcess { pid: 9, name: "pillar".into(), rss_bytes: 12 << 20, ..ZMetricProcess::default() },
-                ZMetricProcess { pid: 10, name: "skerry-vmm".into(), rss_bytes: 50 << 20, ..ZMetricProcess::default() },
+                ZMetricProcess {
+                    pid: 9,
+                    name: "pillar".into(),
+                    rss_bytes: 12 << 20,
+                    ..ZMetricProcess::default()
+                },
+                ZMetricProcess {
+                    pid: 10,
+                    name: "skerry-vmm".into(),
+                    rss_bytes: 50 << 20,
+                    ..ZMetricProcess::default()
+                },
             ],
             metric_content: Some(MetricContent::Dm(DeviceMetric {
-                memory: Some(MemoryMetric { used_mem: 100, avail_mem: 1900, ..MemoryMetric::default() }),
+                memory: Some(MemoryMetric {
+                    used_mem: 100,
+                    avail_mem: 1900,
+                    ..MemoryMetric::default()
+                }),
                 metric_items: vec![
-                    item(format!("skerry.app.{app}.restarts"), MetricItemValue::Uint32Value(3)),
-                    item(format!("skerry.app.{app}.monitorBytes"), MetricItemValue::Uint64Value(3 << 20)),
-                    item("skerry.pillar.pssBytes".into(), MetricItemValue::Uint64Value(8 << 20)),
-                    item("skerry.app.nonsense.restarts".into(), MetricItemValue::Uint32Value(3)),
+                    item(
+                        format!("skerry.app.{app}.restarts"),
+                        MetricItemValue::Uint32Value(3),
+                    ),
+                    item(
+                        format!("skerry.app.{app}.monitorBytes"),
+                        MetricItemValue::Uint64Value(3 << 20),
+                    ),
+                    item(
+                        "skerry.pillar.pssBytes".into(),
+                        MetricItemValue::Uint64Value(8 << 20),
+                    ),
+                    item(
+                        "skerry.app.nonsense.restarts".into(),
+                        MetricItemValue::Uint32Value(3),
+                    ),
                     item("else".into(), MetricItemValue::StringValue("x".into())),
                 ],
                 ..DeviceMetric::default()
@@ -130,11 +181,22 @@ mod tests {
             ..ZMetricMsg::default()
         };
         let figures = read(&message);
-        let wanted = AppFigures { restarts: 3, memory_kib: Some(40 * 1024), monitor_kib: Some(3 * 1024) };
+        let wanted = AppFigures {
+            restarts: 3,
+            memory_kib: Some(40 * 1024),
+            monitor_kib: Some(3 * 1024),
+        };
         assert_eq!(figures.apps, BTreeMap::from([(app, wanted)]));
         let memory = figures.memory.unwrap();
-        assert_eq!((memory.total_kib, memory.available_kib), (2000 * 1024, 1900 * 1024));
-        let names: Vec<_> = memory.processes.iter().map(|process| (process.name.as_str(), process.pss_kib)).collect();
+        assert_eq!(
+            (memory.total_kib, memory.available_kib),
+            (2000 * 1024, 1900 * 1024)
+        );
+        let names: Vec<_> = memory
+            .processes
+            .iter()
+            .map(|process| (process.name.as_str(), process.pss_kib))
+            .collect();
         assert_eq!(names, [("skerry-vmm", None), ("pillar", Some(8 * 1024))]);
     }
 }

@@ -72,7 +72,10 @@ impl Links {
     /// Notes that a link has ended.
     pub fn close(&self, device: DeviceId, number: u64) {
         let mut links = lock(&self.links);
-        if links.get(&device).is_some_and(|(newest, _)| *newest == number) {
+        if links
+            .get(&device)
+            .is_some_and(|(newest, _)| *newest == number)
+        {
             links.remove(&device);
         }
     }
@@ -90,7 +93,9 @@ impl Links {
     /// Sends a message; says whether it is on its way.
     pub fn send(&self, device: DeviceId, message: ServerMessage) -> bool {
         let mut links = lock(&self.links);
-        let Some((_, sender)) = links.get(&device) else { return false };
+        let Some((_, sender)) = links.get(&device) else {
+            return false;
+        };
         if sender.try_send(message).is_ok() {
             return true;
         }
@@ -102,7 +107,11 @@ impl Links {
     ///
     /// # Errors
     /// [`NoConsole`].
-    pub fn open_console(&self, device: DeviceId, app: AppId) -> Result<(SessionId, ConsoleEnd), NoConsole> {
+    pub fn open_console(
+        &self,
+        device: DeviceId,
+        app: AppId,
+    ) -> Result<(SessionId, ConsoleEnd), NoConsole> {
         let session = SessionId::random();
         let (to_device, from_operator) = mpsc::channel(CONSOLE_QUEUE);
         let (to_operator, from_device) = mpsc::channel(CONSOLE_QUEUE);
@@ -113,14 +122,29 @@ impl Links {
             if waiting.len() >= MAX_WAITING {
                 return Err(NoConsole::TooMany);
             }
-            let end = ConsoleEnd { to: to_operator, from: from_operator };
-            waiting.insert(session, Waiting { until: now + SESSION_LIFETIME, end });
+            let end = ConsoleEnd {
+                to: to_operator,
+                from: from_operator,
+            };
+            waiting.insert(
+                session,
+                Waiting {
+                    until: now + SESSION_LIFETIME,
+                    end,
+                },
+            );
         }
         if !self.send(device, ServerMessage::OpenConsole { session, app }) {
             lock(&self.waiting).remove(&session);
             return Err(NoConsole::NotConnected);
         }
-        Ok((session, ConsoleEnd { to: to_device, from: from_device }))
+        Ok((
+            session,
+            ConsoleEnd {
+                to: to_device,
+                from: from_device,
+            },
+        ))
     }
 
     /// The device's end of a session: there once, and not for long.
@@ -148,7 +172,10 @@ mod tests {
         let (_, mut new) = links.open(device);
         assert!(old.recv().await.is_none());
         links.close(device, first);
-        assert!(links.send(device, ServerMessage::ConfigChanged), "closing the old one leaves the new one");
+        assert!(
+            links.send(device, ServerMessage::ConfigChanged),
+            "closing the old one leaves the new one"
+        );
         assert_eq!(new.recv().await, Some(ServerMessage::ConfigChanged));
     }
 
@@ -168,10 +195,16 @@ mod tests {
     async fn a_session_is_taken_up_once_and_in_time() {
         let links = Links::default();
         let device = DeviceId::random();
-        assert_eq!(links.open_console(device, AppId::random()).err(), Some(NoConsole::NotConnected));
+        assert_eq!(
+            links.open_console(device, AppId::random()).err(),
+            Some(NoConsole::NotConnected)
+        );
         let (_number, mut receiver) = links.open(device);
         let (session, mut operator) = links.open_console(device, AppId::random()).unwrap();
-        assert!(matches!(receiver.recv().await, Some(ServerMessage::OpenConsole { .. })));
+        assert!(matches!(
+            receiver.recv().await,
+            Some(ServerMessage::OpenConsole { .. })
+        ));
         let end = links.take_console(session).unwrap();
         assert!(links.take_console(session).is_none(), "once");
         end.to.send(Bytes::from_static(b"login: ")).await.unwrap();

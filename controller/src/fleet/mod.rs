@@ -110,9 +110,16 @@ impl Fleet {
     pub async fn open(store: Store, pki: Pki, settings: Settings) -> Result<Arc<Self>, StoreError> {
         let registry = Registry::default();
         for known in identities::all(&mut *store.read().await?).await? {
-            match Entry::new(known.device.into(), &known.certificate, known.token, known.last_seen.unwrap_or(0)) {
+            match Entry::new(
+                known.device.into(),
+                &known.certificate,
+                known.token,
+                known.last_seen.unwrap_or(0),
+            ) {
                 Ok(entry) => drop(registry.insert(entry)),
-                Err(error) => tracing::error!(device = %known.device, %error, "a stored device certificate is damaged"),
+                Err(error) => {
+                    tracing::error!(device = %known.device, %error, "a stored device certificate is damaged")
+                }
             }
         }
         Ok(Arc::new(Self {
@@ -165,13 +172,18 @@ impl Fleet {
     }
 
     fn open_envelope(&self, envelope: Envelope, path: Option<DeviceId>) -> Result<Opened, Refused> {
-        let device =
-            self.registry.by_sender(envelope.sender()).ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
+        let device = self
+            .registry
+            .by_sender(envelope.sender())
+            .ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
         let payload = envelope.open(&device.certificate)?;
         if let Some(named) = path
             && named != device.id
         {
-            return Err(Refused::OtherDevice { sender: device.id, named });
+            return Err(Refused::OtherDevice {
+                sender: device.id,
+                named,
+            });
         }
         device.seen(Timestamp::now().as_millisecond());
         Ok(Opened { device, payload })
@@ -181,12 +193,19 @@ impl Fleet {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn open_proof(&self, body: &[u8], nonce: protocol::link::Nonce) -> Result<DeviceId, Refused> {
+    pub fn open_proof(
+        &self,
+        body: &[u8],
+        nonce: protocol::link::Nonce,
+    ) -> Result<DeviceId, Refused> {
         let malformed = |error: protocol::link::LinkError| Refused::Malformed(error.to_string());
         let envelope = protocol::link::Proof::parse(body).map_err(malformed)?;
-        let device =
-            self.registry.by_sender(envelope.sender()).ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
-        protocol::link::Proof::check(envelope, &device.certificate, device.id, nonce).map_err(malformed)?;
+        let device = self
+            .registry
+            .by_sender(envelope.sender())
+            .ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
+        protocol::link::Proof::check(envelope, &device.certificate, device.id, nonce)
+            .map_err(malformed)?;
         device.seen(Timestamp::now().as_millisecond());
         Ok(device.id)
     }
@@ -213,8 +232,18 @@ impl Fleet {
         let written = async {
             let mut writer = self.store.write_soon().await?;
             for entry in &dirty {
-                let figures = entry.state().figures.as_ref().and_then(|figures| serde_json::to_string(figures).ok());
-                identities::set_seen(&mut writer, entry.id.0, entry.last_seen(), figures.as_deref()).await?;
+                let figures = entry
+                    .state()
+                    .figures
+                    .as_ref()
+                    .and_then(|figures| serde_json::to_string(figures).ok());
+                identities::set_seen(
+                    &mut writer,
+                    entry.id.0,
+                    entry.last_seen(),
+                    figures.as_deref(),
+                )
+                .await?;
             }
             writer.commit().await
         };

@@ -12,7 +12,10 @@ pub fn content(datastore: Uuid, app: &App) -> Uuid {
         (operator_api::AppType::Vm, DiskFormat::Raw) => "raw",
         (operator_api::AppType::Vm, DiskFormat::Qcow2) => "qcow2",
     };
-    Uuid::new_v5(&datastore, format!("content/{format}/{}", app.spec.image.reference).as_bytes())
+    Uuid::new_v5(
+        &datastore,
+        format!("content/{format}/{}", app.spec.image.reference).as_bytes(),
+    )
 }
 
 /// The volume that an app starts from. Another image makes another volume.

@@ -16,8 +16,9 @@ use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Objec
 use prost::Message as _;
 use protocol::eve::common::{IpRange, Ipspec, PhyIoType};
 use protocol::eve::config::{
-    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ContentTree, DatastoreConfig, DsType, EdgeDevConfig, Format,
-    NetworkAdapter, NetworkInstanceConfig, UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
+    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ContentTree,
+    DatastoreConfig, DsType, EdgeDevConfig, Format, NetworkAdapter, NetworkInstanceConfig,
+    UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
     VolumeRef, ZNetworkInstType,
 };
 use protocol::keys::sha256;
@@ -60,13 +61,19 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
     let mut contents = BTreeMap::new();
     for app in inputs.apps {
         // Admission keeps apps and datastores together; an app without its datastore is left out rather than half told.
-        let Some(datastore) = inputs.datastores.get(&app.spec.image.datastore) else { continue };
+        let Some(datastore) = inputs.datastores.get(&app.spec.image.datastore) else {
+            continue;
+        };
         let id = uid(app.metadata.uid);
         let datastore_id = uid(datastore.metadata.uid);
         let content = names::content(datastore_id, app);
         let volume = names::volume(id, content);
-        datastores.entry(datastore_id).or_insert_with(|| datastore_config(datastore_id, datastore));
-        contents.entry(content).or_insert_with(|| content_tree(content, datastore_id, app));
+        datastores
+            .entry(datastore_id)
+            .or_insert_with(|| datastore_config(datastore_id, datastore));
+        contents
+            .entry(content)
+            .or_insert_with(|| content_tree(content, datastore_id, app));
         config.volumes.push(Volume {
             uuid: volume.to_string(),
             origin: Some(VolumeContentOrigin {
@@ -96,7 +103,10 @@ fn uid(uid: Option<Uuid>) -> Uuid {
 }
 
 fn versioned(id: Uuid, version: u64) -> Option<UuiDandVersion> {
-    Some(UuiDandVersion { uuid: id.to_string(), version: version.to_string() })
+    Some(UuiDandVersion {
+        uuid: id.to_string(),
+        version: version.to_string(),
+    })
 }
 
 fn network_instance(id: Uuid) -> NetworkInstanceConfig {
@@ -106,12 +116,19 @@ fn network_instance(id: Uuid) -> NetworkInstanceConfig {
         inst_type: ZNetworkInstType::ZnetInstLocal.into(),
         activate: true,
         // EVE's shared label for "whichever port leads outside".
-        port: Some(Adapter { r#type: PhyIoType::PhyIoNoop.into(), name: "uplink".to_owned(), ..Adapter::default() }),
+        port: Some(Adapter {
+            r#type: PhyIoType::PhyIoNoop.into(),
+            name: "uplink".to_owned(),
+            ..Adapter::default()
+        }),
         ip_type: AddressType::Ipv4.into(),
         ip: Some(Ipspec {
             subnet: SUBNET.to_owned(),
             gateway: GATEWAY.to_owned(),
-            dhcp_range: Some(IpRange { start: FIRST.to_owned(), end: LAST.to_owned() }),
+            dhcp_range: Some(IpRange {
+                start: FIRST.to_owned(),
+                end: LAST.to_owned(),
+            }),
             ..Ipspec::default()
         }),
         ..NetworkInstanceConfig::default()
@@ -123,7 +140,12 @@ fn datastore_config(id: Uuid, datastore: &Datastore) -> DatastoreConfig {
         id: id.to_string(),
         d_type: DsType::DsContainerRegistry.into(),
         fqdn: datastore.spec.url.trim_end_matches('/').to_owned(),
-        ds_cert_pem: datastore.spec.ca_certificates.iter().map(|pem| pem.clone().into_bytes()).collect(),
+        ds_cert_pem: datastore
+            .spec
+            .ca_certificates
+            .iter()
+            .map(|pem| pem.clone().into_bytes())
+            .collect(),
         ..DatastoreConfig::default()
     }
 }
@@ -143,8 +165,13 @@ fn content_tree(id: Uuid, datastore: Uuid, app: &App) -> ContentTree {
         ds_ids_list: vec![datastore.to_string()],
         url: reference.clone(),
         iformat: format.into(),
-        sha256: reference.rsplit_once(':').map_or_else(String::new, |(_, hex)| hex.to_owned()),
-        display_name: reference.split_once('@').map_or(reference.as_str(), |(repository, _)| repository).to_owned(),
+        sha256: reference
+            .rsplit_once(':')
+            .map_or_else(String::new, |(_, hex)| hex.to_owned()),
+        display_name: reference
+            .split_once('@')
+            .map_or(reference.as_str(), |(repository, _)| repository)
+            .to_owned(),
         ..ContentTree::default()
     }
 }
@@ -155,7 +182,11 @@ fn app_instance(id: Uuid, volume: Uuid, network: Uuid, app: &App) -> AppInstance
     let native = spec.effective_isolation() == Isolation::Native;
     let user_data = match spec.kind {
         AppType::Vm => spec.user_data.clone().unwrap_or_default(),
-        AppType::Container => spec.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect(),
+        AppType::Container => spec
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}\n"))
+            .collect(),
     };
     AppInstanceConfig {
         uuidandversion: versioned(id, app.metadata.generation),
@@ -176,19 +207,40 @@ fn app_instance(id: Uuid, volume: Uuid, network: Uuid, app: &App) -> AppInstance
             acls: access_rules(&spec.ports),
             ..NetworkAdapter::default()
         }],
-        user_data: if user_data.is_empty() { String::new() } else { STANDARD.encode(user_data) },
-        volume_ref_list: vec![VolumeRef { uuid: volume.to_string(), ..VolumeRef::default() }],
+        user_data: if user_data.is_empty() {
+            String::new()
+        } else {
+            STANDARD.encode(user_data)
+        },
+        volume_ref_list: vec![VolumeRef {
+            uuid: volume.to_string(),
+            ..VolumeRef::default()
+        }],
         ..AppInstanceConfig::default()
     }
 }
 
 /// EVE closes what no rule opens: everything outbound first, then the port maps.
 fn access_rules(ports: &[PortMap]) -> Vec<Ace> {
-    let matched = |kind: &str, value: String| AceMatch { r#type: kind.to_owned(), value };
-    let outbound = Ace { matches: vec![matched("ip", "0.0.0.0/0".to_owned())], id: 1, ..Ace::default() };
+    let matched = |kind: &str, value: String| AceMatch {
+        r#type: kind.to_owned(),
+        value,
+    };
+    let outbound = Ace {
+        matches: vec![matched("ip", "0.0.0.0/0".to_owned())],
+        id: 1,
+        ..Ace::default()
+    };
     let maps = ports.iter().zip(2..).map(|(port, id)| Ace {
-        matches: vec![matched("protocol", port.protocol.to_string()), matched("lport", port.device.to_string())],
-        actions: vec![AceAction { portmap: true, app_port: u32::from(port.app), ..AceAction::default() }],
+        matches: vec![
+            matched("protocol", port.protocol.to_string()),
+            matched("lport", port.device.to_string()),
+        ],
+        actions: vec![AceAction {
+            portmap: true,
+            app_port: u32::from(port.app),
+            ..AceAction::default()
+        }],
         id,
         ..Ace::default()
     });
@@ -197,7 +249,9 @@ fn access_rules(ports: &[PortMap]) -> Vec<Ace> {
 
 #[cfg(test)]
 mod tests {
-    use operator_api::{AppSpec, DatastoreSpec, DatastoreType, DeviceSpec, ImageSource, Protocol, Resources};
+    use operator_api::{
+        AppSpec, DatastoreSpec, DatastoreType, DeviceSpec, ImageSource, Protocol, Resources,
+    };
 
     use super::*;
 
@@ -223,7 +277,10 @@ mod tests {
                 reference: format!("hello@sha256:{}", reference.to_string().repeat(64)),
                 format: None,
             },
-            resources: Resources { cpus: 1, memory_mib: 128 },
+            resources: Resources {
+                cpus: 1,
+                memory_mib: 128,
+            },
             env: BTreeMap::new(),
             kernel_args: None,
             user_data: None,
@@ -242,17 +299,41 @@ mod tests {
         vm.kernel_args = Some("root=/dev/vda1 ro console=hvc0".into());
         vm.user_data = Some("#cloud-config\n".into());
         let mut web = spec('a', AppType::Container);
-        web.env = BTreeMap::from([("GREETING".into(), "hello".into()), ("A".into(), "b=c".into())]);
+        web.env = BTreeMap::from([
+            ("GREETING".into(), "hello".into()),
+            ("A".into(), "b=c".into()),
+        ]);
         web.ports = vec![
-            PortMap { device: 8080, app: 80, protocol: Protocol::Tcp },
-            PortMap { device: 5353, app: 53, protocol: Protocol::Udp },
+            PortMap {
+                device: 8080,
+                app: 80,
+                protocol: Protocol::Tcp,
+            },
+            PortMap {
+                device: 5353,
+                app: 53,
+                protocol: Protocol::Udp,
+            },
         ];
-        let apps = vec![app("native", 10, native), app("vm", 11, vm), app("web", 12, web)];
-        (device, apps, BTreeMap::from([("demo".to_owned(), datastore)]))
+        let apps = vec![
+            app("native", 10, native),
+            app("vm", 11, vm),
+            app("web", 12, web),
+        ];
+        (
+            device,
+            apps,
+            BTreeMap::from([("demo".to_owned(), datastore)]),
+        )
     }
 
     fn planned(objects: &(Device, Vec<App>, BTreeMap<String, Datastore>)) -> EdgeDevConfig {
-        config(Inputs { device: &objects.0, apps: &objects.1, datastores: &objects.2, certificates_hash: "certs" })
+        config(Inputs {
+            device: &objects.0,
+            apps: &objects.1,
+            datastores: &objects.2,
+            certificates_hash: "certs",
+        })
     }
 
     /// The golden file shows every byte that goes to a device. If a change of it is meant, write it anew with
@@ -288,7 +369,14 @@ mod tests {
     #[test]
     fn an_image_used_twice_is_fetched_once_and_each_app_has_its_volume() {
         let config = planned(&objects());
-        assert_eq!((config.content_info.len(), config.volumes.len(), config.datastores.len()), (2, 3, 1));
+        assert_eq!(
+            (
+                config.content_info.len(),
+                config.volumes.len(),
+                config.datastores.len()
+            ),
+            (2, 3, 1)
+        );
         let mut volumes: Vec<_> = config.volumes.iter().map(|volume| &volume.uuid).collect();
         volumes.dedup();
         assert_eq!(volumes.len(), 3);

@@ -73,13 +73,21 @@ impl Entry {
     ///
     /// # Errors
     /// If the certificate cannot be used.
-    pub fn new(id: DeviceId, certificate_der: &[u8], token: Option<Vec<u8>>, last_seen: i64) -> Result<Self, KeyError> {
+    pub fn new(
+        id: DeviceId,
+        certificate_der: &[u8],
+        token: Option<Vec<u8>>,
+        last_seen: i64,
+    ) -> Result<Self, KeyError> {
         Ok(Self {
             id,
             certificate: Certificate::of_device_der(certificate_der)?,
             last_seen: AtomicI64::new(last_seen),
             dirty: AtomicBool::new(false),
-            state: Mutex::new(State { token, ..State::default() }),
+            state: Mutex::new(State {
+                token,
+                ..State::default()
+            }),
         })
     }
 
@@ -117,7 +125,8 @@ impl Registry {
     pub fn insert(&self, entry: Entry) -> Arc<Entry> {
         let entry = Arc::new(entry);
         let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        maps.by_sender.insert(prefix(entry.certificate.hash()), entry.clone());
+        maps.by_sender
+            .insert(prefix(entry.certificate.hash()), entry.clone());
         maps.by_id.insert(entry.id, entry.clone());
         entry
     }
@@ -147,6 +156,11 @@ impl Registry {
 
     /// The devices of which there is something newer than the store has; they count as stored from now on.
     pub fn take_dirty(&self) -> Vec<Arc<Entry>> {
-        self.read().by_id.values().filter(|entry| entry.dirty.swap(false, Ordering::Relaxed)).cloned().collect()
+        self.read()
+            .by_id
+            .values()
+            .filter(|entry| entry.dirty.swap(false, Ordering::Relaxed))
+            .cloned()
+            .collect()
     }
 }

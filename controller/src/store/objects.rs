@@ -8,7 +8,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tried as _, damaged, next};
+use super::{Connection, StoreError, Tried as _, damaged, next, parse_uid};
 
 /// What an app hangs on; nothing for other kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,6 +209,56 @@ pub async fn delete(connection: &mut Connection, uid: Uuid) -> Result<(), StoreE
         .await
         .tried("deleting an object")?;
     Ok(())
+}
+
+/// What an object hangs on.
+pub async fn links(connection: &mut Connection, uid: Uuid) -> Result<Links, StoreError> {
+    const ACTION: &str = "reading what an object hangs on";
+    let row = sqlx::query("SELECT device, datastore FROM objects WHERE uid = $1")
+        .bind(uid.to_string())
+        .fetch_optional(connection)
+        .await
+        .tried(ACTION)?;
+    let Some(row) = row else {
+        return Ok(Links::default());
+    };
+    let uid = |column: &str| -> Result<Option<Uuid>, StoreError> {
+        let text: Option<String> = row.try_get(column).tried(ACTION)?;
+        text.map(|text| parse_uid(ACTION, &text)).transpose()
+    };
+    Ok(Links {
+        device: uid("device")?,
+        datastore: uid("datastore")?,
+    })
+}
+
+/// Uid of the device that an app is on.
+pub async fn device_of(connection: &mut Connection, app: Uuid) -> Result<Option<Uuid>, StoreError> {
+    Ok(links(connection, app).await?.device)
+}
+
+/// Uid of the datastore of an app's image.
+pub async fn datastore_of(
+    connection: &mut Connection,
+    app: Uuid,
+) -> Result<Option<Uuid>, StoreError> {
+    Ok(links(connection, app).await?.datastore)
+}
+
+/// Uids of the devices with apps whose images are in a datastore.
+pub async fn devices_of_datastore(
+    connection: &mut Connection,
+    datastore: Uuid,
+) -> Result<Vec<Uuid>, StoreError> {
+    const ACTION: &str = "listing a datastore's devices";
+    let found: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT device FROM objects WHERE datastore = $1 AND device IS NOT NULL",
+    )
+    .bind(datastore.to_string())
+    .fetch_all(connection)
+    .await
+    .tried(ACTION)?;
+    found.iter().map(|text| parse_uid(ACTION, text)).collect()
 }
 
 /// The store's revision: grows with every write of an object.

@@ -1,0 +1,119 @@
+//! Who gets which config. A device that was not attested on its present boot gets none; one that has the right config already is told
+//! so from memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use operator_api::{App, Datastore, Device};
+use protocol::envelope;
+use protocol::eve::config::{ConfigRequest, ConfigResponse, EdgeDevConfig};
+use protocol::eve::uuid::{UuidRequest, UuidResponse};
+
+use super::registry::Entry;
+use super::{Fleet, Opened, Refused, attest, plan};
+use crate::store::{Connection, StoreError, objects};
+
+/// Answer to a device that asks for its config.
+#[derive(Debug)]
+pub enum Answer {
+    /// It has the right one.
+    Unchanged,
+    /// The right one, sealed.
+    Config(Vec<u8>),
+}
+
+impl Fleet {
+    /// Tells a device its id; the answer is sealed.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn uuid(&self, opened: Opened) -> Result<Vec<u8>, Refused> {
+        let _: UuidRequest = envelope::decode(&opened.payload, "UuidRequest")?;
+        Ok(self.pki.seal(&UuidResponse {
+            uuid: opened.device.id.to_string(),
+            ..UuidResponse::default()
+        })?)
+    }
+
+    /// Answers a device that asks for its config.
+    ///
+    /// # Errors
+    /// [`Refused::Token`] if the device was not attested on its present boot.
+    pub async fn config(&self, opened: Opened) -> Result<Answer, Refused> {
+        let request: ConfigRequest = envelope::decode(&opened.payload, "ConfigRequest")?;
+        let device = &opened.device;
+        if !attest::token_fits(device, &request.integrity_token) {
+            return Err(Refused::Token);
+        }
+        let wanted = {
+            let mut state = device.state();
+            if state.applied != request.config_hash {
+                // No longer than a hash of ours or of another controller's; it is kept for each device.
+                state.applied = request.config_hash.chars().take(128).collect();
+            }
+            state.wanted.clone()
+        };
+        if wanted.is_some_and(|wanted| *wanted == *request.config_hash) {
+            return Ok(Answer::Unchanged);
+        }
+        let (config, hash) = self.plan_config(device).await?;
+        if *hash == *request.config_hash {
+            return Ok(Answer::Unchanged);
+        }
+        let response = ConfigResponse {
+            config: Some(config),
+            config_hash: hash.to_string(),
+        };
+        Ok(Answer::Config(self.pki.seal(&response)?))
+    }
+
+    /// Hash of the config that a device should have.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn wanted_hash(&self, device: &Entry) -> Result<Arc<str>, Refused> {
+        let known = device.state().wanted.clone();
+        match known {
+            Some(hash) => Ok(hash),
+            None => Ok(self.plan_config(device).await?.1),
+        }
+    }
+
+    async fn plan_config(&self, device: &Entry) -> Result<(EdgeDevConfig, Arc<str>), Refused> {
+        let epoch = device.state().epoch;
+        let (object, apps, datastores) = inputs(&mut *self.store.read().await?, device)
+            .await?
+            .ok_or_else(|| Refused::UnknownDevice(device.certificate.hash().to_string()))?;
+        let config = plan::config(plan::Inputs {
+            device: &object,
+            apps: &apps,
+            datastores: &datastores,
+            certificates_hash: self.pki.certificates_hash(),
+        });
+        let hash: Arc<str> = plan::hash(&config).into();
+        let mut state = device.state();
+        if state.epoch == epoch {
+            state.wanted = Some(hash.clone());
+        }
+        Ok((config, hash))
+    }
+}
+
+type Inputs = (Device, Vec<App>, BTreeMap<String, Datastore>);
+
+async fn inputs(connection: &mut Connection, device: &Entry) -> Result<Option<Inputs>, StoreError> {
+    let Some(object) = objects::by_uid::<Device>(connection, device.id.0).await? else {
+        return Ok(None);
+    };
+    let apps: Vec<App> = objects::of_device(connection, device.id.0).await?;
+    let mut datastores = BTreeMap::new();
+    for app in &apps {
+        let name = &app.spec.image.datastore;
+        if !datastores.contains_key(name)
+            && let Some(datastore) = objects::get::<Datastore>(connection, name).await?
+        {
+            datastores.insert(name.clone(), datastore);
+        }
+    }
+    Ok(Some((object, apps, datastores)))
+}

@@ -1,0 +1,289 @@
+//! What operators see: the stored object, what its device told, and what only memory knows (who is connected, what was measured).
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use operator_api::{App, AppPhase, ConditionStatus, Device, DevicePhase, Object, WatchEventType};
+use protocol::ids::{AppId, DeviceId};
+use uuid::Uuid;
+
+use super::events::Change;
+use super::figures::Figures;
+use super::links::{ConsoleEnd, NoConsole};
+use super::objects::Governed;
+use super::registry::Entry;
+use super::status::{app_conditions, condition};
+use super::{Fault, Fleet};
+use crate::store::{Connection, StoreError, identities, objects};
+
+fn time(milliseconds: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(milliseconds)
+        .ok()
+        .filter(|_| milliseconds > 0)
+}
+
+impl Fleet {
+    fn is_online(&self, entry: &Entry, now: i64) -> bool {
+        let patience = i64::try_from(self.settings.offline_after.as_millis()).unwrap_or(i64::MAX);
+        now.saturating_sub(entry.last_seen()) < patience || self.links.is_open(entry.id)
+    }
+
+    /// A device as operators see it.
+    pub(super) async fn show_device(
+        &self,
+        connection: &mut Connection,
+        mut device: Device,
+    ) -> Result<Device, StoreError> {
+        let Some(uid) = device.metadata.uid else {
+            return Ok(device);
+        };
+        let Some(stored) = identities::shown(connection, uid).await? else {
+            return Ok(device);
+        };
+        let entry = self.registry.by_id(DeviceId(uid));
+        let now = Timestamp::now();
+        let status = &mut device.status;
+        status.attestation = stored.attestation;
+        let mut last_seen = stored.last_seen.unwrap_or(0);
+        let mut presence_since = None;
+        let mut figures = None;
+        if let Some(entry) = &entry {
+            last_seen = last_seen.max(entry.last_seen());
+            status.online = self.is_online(entry, now.as_millisecond());
+            let state = entry.state();
+            presence_since = state
+                .shown_online
+                .filter(|(online, _)| *online == status.online)
+                .and_then(|(_, since)| time(since));
+            status.config.wanted = state.wanted.as_deref().unwrap_or_default().to_owned();
+            if status.config.applied.is_empty() {
+                status.config.applied.clone_from(&state.applied);
+            }
+            figures = state.figures.as_deref().cloned();
+        }
+        status.last_seen = time(last_seen);
+        status.memory = figures
+            .or_else(|| parse(stored.figures.as_deref()))
+            .and_then(|figures| figures.memory);
+        let attested = status.attestation.passed;
+        status.phase = match (
+            attested,
+            status.attestation.time.is_some(),
+            stored.owes_quote,
+        ) {
+            (true, _, _) if status.online => DevicePhase::Online,
+            (true, _, _) => DevicePhase::Offline,
+            (false, _, true) => DevicePhase::Attesting,
+            (false, true, false) => DevicePhase::Refused,
+            (false, false, false) => DevicePhase::Registered,
+        };
+        let presence = if status.online {
+            ("HeardFrom", "")
+        } else {
+            ("NotHeardFrom", "it has not been in touch")
+        };
+        let since = presence_since.or(status.last_seen).unwrap_or(now);
+        condition(
+            &mut status.conditions,
+            "Online",
+            status.online.into(),
+            presence,
+            since,
+        );
+        let failed: Vec<&str> = status
+            .attestation
+            .verdicts
+            .iter()
+            .filter(|verdict| !verdict.passed)
+            .map(|verdict| verdict.check.as_str())
+            .collect();
+        let failed = failed.join(", ");
+        let (attestation, words) = match (attested, status.attestation.time) {
+            (true, _) if status.attestation.level == operator_api::AttestationLevel::None => (
+                ConditionStatus::True,
+                ("NoTpm", "its word was taken: it has no TPM"),
+            ),
+            (true, _) => (ConditionStatus::True, ("QuoteAccepted", "")),
+            (false, Some(_)) => (ConditionStatus::False, ("QuoteRefused", failed.as_str())),
+            (false, None) => (
+                ConditionStatus::Unknown,
+                ("NoQuote", "it has sent no quote yet"),
+            ),
+        };
+        condition(
+            &mut status.conditions,
+            "Attested",
+            attestation,
+            words,
+            status.attestation.time.unwrap_or(now),
+        );
+        let (applied, words) = match (
+            status.config.wanted.as_str(),
+            status.config.applied.as_str(),
+        ) {
+            ("", _) | (_, "") => (ConditionStatus::Unknown, ("NotAsked", "")),
+            (wanted, applied) if wanted == applied => (ConditionStatus::True, ("Applied", "")),
+            _ => (ConditionStatus::False, ("Older", "it has another config")),
+        };
+        condition(
+            &mut status.conditions,
+            "ConfigApplied",
+            applied,
+            words,
+            status.last_seen.unwrap_or(now),
+        );
+        Ok(device)
+    }
+
+    /// An app as operators see it.
+    pub(super) async fn show_app(
+        &self,
+        connection: &mut Connection,
+        mut app: App,
+    ) -> Result<App, StoreError> {
+        let Some(uid) = app.metadata.uid else {
+            return Ok(app);
+        };
+        let Some(device) = objects::device_of(connection, uid).await? else {
+            return Ok(app);
+        };
+        app.status.device_uid = Some(device);
+        if let Some(figures) = self
+            .figures(connection, device)
+            .await?
+            .and_then(|figures| figures.apps.get(&uid).copied())
+        {
+            app.status.restarts = figures.restarts;
+            if app.status.phase == AppPhase::Running {
+                app.status.memory_used_kib = figures.memory_kib;
+                app.status.monitor_memory_kib = figures.monitor_kib;
+            }
+        }
+        if app.status.conditions.is_empty() {
+            app_conditions(
+                &mut app.status,
+                app.metadata
+                    .creation_timestamp
+                    .unwrap_or_else(Timestamp::now),
+            );
+        }
+        Ok(app)
+    }
+
+    async fn figures(
+        &self,
+        connection: &mut Connection,
+        device: Uuid,
+    ) -> Result<Option<Figures>, StoreError> {
+        let entry = self.registry.by_id(DeviceId(device));
+        if let Some(figures) = entry
+            .as_ref()
+            .and_then(|entry| entry.state().figures.as_deref().cloned())
+        {
+            return Ok(Some(figures));
+        }
+        Ok(identities::shown(connection, device)
+            .await?
+            .and_then(|stored| parse(stored.figures.as_deref())))
+    }
+
+    /// Tells watchers of an object.
+    pub(super) fn tell<T: Object>(&self, object: &T, what: WatchEventType) {
+        if !self.events.watched() {
+            return;
+        }
+        if let (Some(uid), Ok(value)) = (object.metadata().uid, serde_json::to_value(object)) {
+            self.events.tell(Change {
+                kind: T::KIND,
+                uid,
+                what,
+                object: value,
+            });
+        }
+    }
+
+    /// Tells watchers of a device.
+    pub(super) async fn tell_device(&self, uid: Uuid, what: WatchEventType) {
+        self.tell_by_uid::<Device>(uid, what).await;
+    }
+
+    /// Tells watchers of an app.
+    pub(super) async fn tell_app(&self, uid: Uuid, what: WatchEventType) {
+        self.tell_by_uid::<App>(uid, what).await;
+    }
+
+    /// Watchers are told of what is stored already, so trouble here costs them news, and the sender of the change nothing.
+    async fn tell_by_uid<T: Governed>(&self, uid: Uuid, what: WatchEventType) {
+        if !self.events.watched() {
+            return;
+        }
+        let found = async {
+            let mut reader = self.store.read().await?;
+            match objects::by_uid::<T>(&mut reader, uid).await? {
+                Some(object) => T::shown(self, &mut reader, object).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        match found.await {
+            Ok(Some(object)) => self.tell(&object, what),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, kind = T::KIND, %uid, "telling watchers"),
+        }
+    }
+
+    /// Tells watchers of devices that came or went.
+    pub(super) async fn tell_presence(&self) {
+        let now = Timestamp::now().as_millisecond();
+        for entry in self.registry.all() {
+            let online = self.is_online(&entry, now);
+            let news = {
+                let mut state = entry.state();
+                let news = state.shown_online.is_none_or(|(shown, _)| shown != online);
+                if news {
+                    state.shown_online =
+                        Some((online, if online { now } else { entry.last_seen() }));
+                }
+                news
+            };
+            if news {
+                self.tell_device(entry.id.0, WatchEventType::Modified).await;
+            }
+        }
+    }
+
+    /// Changes of objects from now on.
+    pub fn watch(&self) -> tokio::sync::broadcast::Receiver<Arc<Change>> {
+        self.events.subscribe()
+    }
+
+    /// Opens an app's console.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`], [`Fault::Unavailable`] if its device has no link open.
+    pub async fn open_console(&self, name: &str) -> Result<ConsoleEnd, Fault> {
+        let app: App = self.get(name).await?;
+        let not_connected = || {
+            Fault::Unavailable(format!(
+                "device `{}` is not connected, so the console of app `{name}` cannot be opened",
+                app.spec.device
+            ))
+        };
+        let (Some(uid), Some(device)) = (app.metadata.uid, app.status.device_uid) else {
+            return Err(not_connected());
+        };
+        match self.links.open_console(DeviceId(device), AppId(uid)) {
+            Ok((session, end)) => {
+                tracing::info!(app = %name, %session, "console asked for");
+                Ok(end)
+            }
+            Err(NoConsole::NotConnected) => Err(not_connected()),
+            Err(NoConsole::TooMany) => {
+                Err(Fault::TooMany("too many consoles wait for their devices"))
+            }
+        }
+    }
+}
+
+fn parse(figures: Option<&str>) -> Option<Figures> {
+    figures.and_then(|text| serde_json::from_str(text).ok())
+}
