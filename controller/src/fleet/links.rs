@@ -11,10 +11,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::ids::{AppId, DeviceId, SessionId};
-use protocol::link::{SESSION_LIFETIME, ServerMessage};
+use protocol::link::ServerMessage;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -26,8 +27,9 @@ const CONSOLE_QUEUE: usize = 32;
 const MAX_WAITING: usize = 1024;
 
 /// Open links and waiting consoles.
-#[derive(Default)]
 pub struct Links {
+    /// How long a console waits for its device.
+    lifetime: Duration,
     links: Mutex<HashMap<DeviceId, (u64, mpsc::Sender<ServerMessage>)>>,
     waiting: Mutex<HashMap<SessionId, Waiting>>,
     count: AtomicU64,
@@ -61,6 +63,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Links {
+    /// No links yet. A console waits for its device no longer than `lifetime`.
+    pub fn new(lifetime: Duration) -> Self {
+        Self {
+            lifetime,
+            links: Mutex::default(),
+            waiting: Mutex::default(),
+            count: AtomicU64::new(0),
+        }
+    }
+
     /// Notes a new link; an older one of the same device ends. Gives what to send, and the number to give back.
     pub fn open(&self, device: DeviceId) -> (u64, mpsc::Receiver<ServerMessage>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -129,7 +141,7 @@ impl Links {
             waiting.insert(
                 session,
                 Waiting {
-                    until: now + SESSION_LIFETIME,
+                    until: now + self.lifetime,
                     end,
                 },
             );
@@ -166,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_newer_link_takes_over() {
-        let links = Links::default();
+        let links = Links::new(Duration::from_millis(20));
         let device = DeviceId::random();
         let (first, mut old) = links.open(device);
         let (_, mut new) = links.open(device);
@@ -181,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_device_that_does_not_read_is_cut_off() {
-        let links = Links::default();
+        let links = Links::new(Duration::from_millis(20));
         let device = DeviceId::random();
         let (_number, _receiver) = links.open(device);
         for _ in 0..QUEUE {
@@ -191,9 +203,9 @@ mod tests {
         assert!(!links.is_open(device));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_session_is_taken_up_once_and_in_time() {
-        let links = Links::default();
+        let links = Links::new(Duration::from_millis(20));
         let device = DeviceId::random();
         assert_eq!(
             links.open_console(device, AppId::random()).err(),
@@ -213,7 +225,7 @@ mod tests {
         assert!(operator.from.recv().await.is_none());
 
         let (late, mut operator) = links.open_console(device, AppId::random()).unwrap();
-        tokio::time::advance(SESSION_LIFETIME + std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
         assert!(links.take_console(late).is_none());
         let (_stale, _end) = links.open_console(device, AppId::random()).unwrap();
         assert!(operator.from.recv().await.is_none());

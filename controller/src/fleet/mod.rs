@@ -128,7 +128,7 @@ impl Fleet {
             settings,
             registry,
             events: Events::default(),
-            links: Links::default(),
+            links: Links::new(protocol::link::SESSION_LIFETIME),
             log_news: broadcast::channel(1024).0,
             password_checks: Semaphore::new(2),
         }))

@@ -2,7 +2,7 @@
 //! sort about each thing, and what operators see follows from it.
 
 use jiff::{SignedDuration, Timestamp};
-use operator_api::{App, Device, Object as _, WatchEventType};
+use operator_api::{App, Device, WatchEventType};
 use prost::Message;
 use protocol::envelope;
 use protocol::eve::flowlog::FlowMessage;
