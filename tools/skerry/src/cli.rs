@@ -53,6 +53,8 @@ pub enum Command {
     Apply(Apply),
     /// Delete objects.
     Delete(Delete),
+    /// Give a device another name.
+    Rename(Rename),
     /// Show what an app, or a device itself, says.
     Logs(Logs),
     /// Take up the console of an app.
@@ -193,6 +195,15 @@ pub struct Delete {
     /// What is not there is no error.
     #[arg(long)]
     pub ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  skerry rename box-1 hall-3-press")]
+pub struct Rename {
+    /// Name that the device has.
+    pub device: String,
+    /// Name that it shall have: lower-case letters, digits and -, at most 63.
+    pub name: String,
 }
 
 #[derive(Debug, Args)]

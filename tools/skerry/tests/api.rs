@@ -1,5 +1,12 @@
 //! The program against a scripted controller: what it sends, and how it takes each answer.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking, too"
+)]
+
 mod support;
 
 use std::fs::File;
@@ -247,6 +254,33 @@ fn apply_says_what_became_of_each_object() {
             .contains("apply app/stale: it was changed meanwhile"),
         "{}",
         ran.err
+    );
+}
+
+#[test]
+fn a_device_is_renamed_at_its_old_place() {
+    let server = Scripted::start(|request| match request.line.as_str() {
+        "GET devices/box-1" => Answer::Json(
+            200,
+            json!({"kind": "Device", "metadata": {"name": "box-1", "resourceVersion": "5"}, "spec": {"description": "x"}}),
+        ),
+        "PUT devices/box-1" => Answer::Json(200, request.body.clone()),
+        other => panic!("{other}"),
+    });
+    let ran = run(&Skerry::new(), &server, &["rename", "box-1", "press"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "device/box-1 is now device/press\n"),
+        "{ran:?}"
+    );
+    let put = server.seen().pop().unwrap();
+    assert!(put.head.contains("if-match: \"5\""));
+    assert_eq!(
+        (
+            &put.body["metadata"]["name"],
+            &put.body["spec"]["description"]
+        ),
+        (&json!("press"), &json!("x"))
     );
 }
 

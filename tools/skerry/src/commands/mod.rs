@@ -10,6 +10,7 @@ mod get;
 mod image;
 mod login;
 mod logs;
+mod rename;
 mod version;
 pub mod wait;
 
@@ -30,6 +31,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Describe(args) => describe::run(args, context),
         Command::Apply(args) => apply::run(args, context),
         Command::Delete(args) => delete::run(args, context),
+        Command::Rename(args) => rename::run(args, context),
         Command::Logs(args) => logs::run(args, context),
         Command::Console(args) => console::run(args, context),
         Command::Wait(args) => wait::run(args, context),
