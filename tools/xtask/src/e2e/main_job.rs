@@ -77,7 +77,7 @@ fn install(story: &Story, pc: &mut Machine) -> Result<()> {
     );
     let virtualisation = lines
         .iter()
-        .any(|line| line.contains("svm") || line.contains("vmx"));
+        .any(|line| line.contains("virtualisation: AMD-V") || line.contains("virtualisation: VT-x"));
     ensure!(
         virtualisation,
         "the installer does not find nested virtualisation: {lines:?}"

@@ -17,8 +17,9 @@ mod uki;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use imaging::parts::{Variant, Version};
 
 use crate::build;
@@ -47,6 +48,9 @@ pub struct Options {
     /// Leave out the demo's virtual machine and container
     #[arg(long)]
     pub no_demo: bool,
+    /// Take our programs from this folder instead of building them: pillar, skerry-vmm, initrd, installer, guest-init
+    #[arg(long, value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -57,6 +61,7 @@ impl Default for Options {
             locked: false,
             update: false,
             no_demo: false,
+            programs: None,
         }
     }
 }
@@ -95,23 +100,51 @@ pub fn build(options: &Options) -> Result<PathBuf> {
         publish(&demo_vm::build(&store, versions)?, "demo-vm")?;
     }
 
-    let step = Step::begin("our programs for the image");
-    let programs = build::dynamic(&["pillar"])?;
-    let fixed = build::statically(build::STATIC)?;
-    step.done();
-    let contents = host::Contents {
-        pillar: programs.join("pillar"),
-        monitor: fixed.join("skerry-vmm"),
-        initrd: fixed.join("initrd"),
-        installer: fixed.join("installer"),
-        guest_kernel,
-        guest_initramfs: guest::initramfs(&fixed.join("guest-init"))?,
-    };
+    let contents = contents(options.programs.as_deref(), guest_kernel)?;
     let to = Path::new(TARGET).join(options.variant.to_string());
     let parts = host::pack(&store, &base, options.variant, &options.image_version, &contents, &to)?;
     say(&format!("{} {} in {}:", options.variant, parts.version, to.display()));
     host::tell_sizes(&parts);
     Ok(to)
+}
+
+/// Our programs, built, or taken from a folder where somebody else has built them.
+fn contents(programs: Option<&Path>, guest_kernel: PathBuf) -> Result<host::Contents> {
+    let (dynamic, fixed) = match programs {
+        Some(folder) => (folder.to_path_buf(), folder.to_path_buf()),
+        None => {
+            let step = Step::begin("our programs for the image");
+            let folders = (build::dynamic(&["pillar"])?, build_static()?);
+            step.done();
+            folders
+        }
+    };
+    Ok(host::Contents {
+        pillar: dynamic.join("pillar"),
+        monitor: fixed.join("skerry-vmm"),
+        initrd: fixed.join("initrd"),
+        installer: fixed.join("installer"),
+        guest_kernel,
+        guest_initramfs: guest::initramfs(&fixed.join("guest-init"))?,
+    })
+}
+
+/// Builds the programs that run where no shared library is. The target is named although it is the machine's own: only then
+/// does cargo keep the flags from build scripts and procedural macros, which cannot be linked statically.
+fn build_static() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let folder = Path::new("target/static");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--quiet", "--bins", "--target", TARGET]);
+    for package in build::STATIC {
+        cargo.args(["--package", package]);
+    }
+    cargo.env("CARGO_TARGET_DIR", folder).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let status = cargo.status().context("starting cargo")?;
+    if !status.success() {
+        bail!("building {} failed ({status})", build::STATIC.join(", "));
+    }
+    Ok(folder.join(TARGET).join("release"))
 }
 
 /// Puts a step's result at a place of its own below `target/images/`.
