@@ -53,8 +53,10 @@ pub struct Options {
     pub tpm: PathBuf,
     /// Where the system shows its network.
     pub network: uplink::Sources,
-    /// Whether this machine is ours: its clock may be set, its boot blessed, its journal shipped, and its network waited
-    /// for. Not on a build machine.
+    /// The program that reads the journal; none: no logs are shipped.
+    pub journalctl: Option<PathBuf>,
+    /// Whether this machine is ours: its clock may be set, its boot blessed, and its network waited for. Not on a build
+    /// machine.
     pub owns_machine: bool,
 }
 
@@ -64,6 +66,7 @@ impl Default for Options {
             paths: Paths::default(),
             tpm: Tpm::DEVICE.into(),
             network: uplink::Sources::system("/run/resolv.conf".into()),
+            journalctl: Some("journalctl".into()),
             owns_machine: true,
         }
     }
@@ -84,19 +87,32 @@ pub async fn run(
     tasks.spawn(watchdog());
 
     let bundle = read_bundle(&paths, &status).await;
-    let clock = Clock::start(paths.pillar().join("clock"), bundle.built_at, options.owns_machine);
+    let clock = Clock::start(
+        paths.pillar().join("clock"),
+        bundle.built_at,
+        options.owns_machine,
+    );
     let (uplinks_out, uplinks) = watch::channel(Vec::new());
     let network = options.network.clone();
     let told = status.clone();
-    supervise::spawn(&mut tasks, status.clone(), Pace::default(), "uplink", move || {
-        uplink::run(network.clone(), told.clone(), uplinks_out.clone())
-    });
+    supervise::spawn(
+        &mut tasks,
+        status.clone(),
+        Pace::default(),
+        "uplink",
+        move || uplink::run(network.clone(), told.clone(), uplinks_out.clone()),
+    );
 
     let config = watch::Sender::new(Arc::new(InForce::default()));
     let device = watch::Sender::new(enrol::kept_id(&paths));
     // The checkpoint waits for one try to open the keys, since its secrets need them; but not for a second.
     let first = open_identity(&options).await;
-    let start = Checkpoint { paths: &paths, bundle: &bundle, clock: &clock, status: &status };
+    let start = Checkpoint {
+        paths: &paths,
+        bundle: &bundle,
+        clock: &clock,
+        status: &status,
+    };
     start.apply(*device.borrow(), first.as_ref().ok(), &config, &desired);
     notify::send("READY=1");
     let identity = match first {
@@ -136,19 +152,26 @@ pub async fn run(
         reenrol: Notify::new(),
         poll: Notify::new(),
     });
-    start_tasks(&mut tasks, &ctx, desired, options.owns_machine);
+    start_tasks(&mut tasks, &ctx, desired, &options);
     // None of them ends; what would end them is the end of the process.
     while tasks.join_next().await.is_some() {}
 }
 
-fn start_tasks(tasks: &mut JoinSet<()>, ctx: &Arc<Context>, desired: watch::Sender<Arc<Desired>>, owns_machine: bool) {
+fn start_tasks(
+    tasks: &mut JoinSet<()>,
+    ctx: &Arc<Context>,
+    desired: watch::Sender<Arc<Desired>>,
+    options: &Options,
+) {
     let status = &ctx.status;
     let pace = Pace::default();
     macro_rules! task {
         ($name:literal, $make:expr) => {{
             let ctx = ctx.clone();
             let make = $make;
-            supervise::spawn(tasks, status.clone(), pace, $name, move || make(ctx.clone()));
+            supervise::spawn(tasks, status.clone(), pace, $name, move || {
+                make(ctx.clone())
+            });
         }};
     }
     task!("enrol", enrol::run);
@@ -157,8 +180,10 @@ fn start_tasks(tasks: &mut JoinSet<()>, ctx: &Arc<Context>, desired: watch::Send
     task!("info", report::run_info);
     task!("metrics", report::run_metrics);
     task!("link", link::run);
-    if owns_machine {
-        task!("logs", logs::run);
+    if let Some(program) = options.journalctl.clone() {
+        task!("logs", move |ctx| logs::run(ctx, program.clone()));
+    }
+    if options.owns_machine {
         task!("bless", bless::run);
     }
 }
@@ -192,7 +217,10 @@ async fn open_identity(options: &Options) -> Result<Arc<Identity>, String> {
             result => result.map_err(|error| error.to_string()),
         }
     });
-    opened.await.map_err(|error| error.to_string())?.map(Arc::new)
+    opened
+        .await
+        .map_err(|error| error.to_string())?
+        .map(Arc::new)
 }
 
 /// Keys that were made in software stay there for ever, so a TPM that is only slow must not be taken for none.
@@ -210,7 +238,11 @@ fn open_tpm(path: &Path) -> Result<Option<Tpm>, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("TPM {}: {error}", path.display())),
     };
-    let tpm = if kind.is_socket() { Tpm::connect_unix(path) } else { Tpm::open(path) };
+    let tpm = if kind.is_socket() {
+        Tpm::connect_unix(path)
+    } else {
+        Tpm::open(path)
+    };
     tpm.map(Some).map_err(|error| error.to_string())
 }
 
@@ -244,15 +276,26 @@ impl Checkpoint<'_> {
         desired: &watch::Sender<Arc<Desired>>,
     ) {
         let Some(device) = device else { return };
-        let loaded = checkpoint::load(self.paths, &self.bundle.root_pem, self.clock, device, |verified| match identity {
-            Some(identity) => {
-                let secrets = DeviceSecrets { identity: identity.clone(), certs: Some(verified.certs.clone()) };
-                Box::new(secrets) as Box<dyn Secrets>
-            }
-            None => Box::new(NoSecrets),
-        });
+        let loaded = checkpoint::load(
+            self.paths,
+            &self.bundle.root_pem,
+            self.clock,
+            device,
+            |verified| match identity {
+                Some(identity) => {
+                    let secrets = DeviceSecrets {
+                        identity: identity.clone(),
+                        certs: Some(verified.certs.clone()),
+                    };
+                    Box::new(secrets) as Box<dyn Secrets>
+                }
+                None => Box::new(NoSecrets),
+            },
+        );
         match loaded {
-            Ok(Some(in_force)) => put_in_force(in_force, config, desired, self.status, " from checkpoint"),
+            Ok(Some(in_force)) => {
+                put_in_force(in_force, config, desired, self.status, " from checkpoint")
+            }
             Ok(None) => {}
             Err(error) => self.status.raise("config", &error.to_string()),
         }
@@ -269,15 +312,30 @@ async fn connect(
 ) -> Connection {
     let certificate = identity.device_certificate();
     loop {
-        let made = tls::client_config(&bundle.tls_roots, clock.clone()).map_err(|error| error.to_string()).and_then(|tls| {
-            let device =
-                Sender { signer: identity.clone(), hash: CertHash::of_der(certificate.der()), certificate: None };
-            let serials =
-                (registration::serial(machine, certificate), bundle.soft_serial.clone().unwrap_or_default());
-            let certs_file = checkpoint::certs_file(&options.paths);
-            Connection::new(bundle, tls, clock.clone(), status.clone(), device, serials, certs_file)
+        let made = tls::client_config(&bundle.tls_roots, clock.clone())
+            .map_err(|error| error.to_string())
+            .and_then(|tls| {
+                let device = Sender {
+                    signer: identity.clone(),
+                    hash: CertHash::of_der(certificate.der()),
+                    certificate: None,
+                };
+                let serials = (
+                    registration::serial(machine, certificate),
+                    bundle.soft_serial.clone().unwrap_or_default(),
+                );
+                let certs_file = checkpoint::certs_file(&options.paths);
+                Connection::new(
+                    bundle,
+                    tls,
+                    clock.clone(),
+                    status.clone(),
+                    device,
+                    serials,
+                    certs_file,
+                )
                 .map_err(|error| error.to_string())
-        });
+            });
         match made {
             Ok(conn) => return conn,
             Err(error) => status.raise("bundle", &error),
@@ -292,10 +350,16 @@ async fn tell_apps(mut observed: watch::Receiver<Arc<Observed>>, status: Status)
     loop {
         let now = observed.borrow_and_update().clone();
         for (id, app) in &now.apps {
-            status.say(&format!("app.{id}"), &format!("app {} {}", app.name, phase(&app.phase)));
+            status.say(
+                &format!("app.{id}"),
+                &format!("app {} {}", app.name, phase(&app.phase)),
+            );
             let topic = format!("app.{id}.trouble");
             match &app.trouble {
-                Some(trouble) => status.say(&topic, &format!("trouble: app {}: {}", app.name, trouble.message)),
+                Some(trouble) => status.say(
+                    &topic,
+                    &format!("trouble: app {}: {}", app.name, trouble.message),
+                ),
                 None => status.forget(&topic),
             }
         }
@@ -324,7 +388,9 @@ fn phase(phase: &AppPhase) -> &'static str {
 }
 
 async fn watchdog() {
-    let Some(interval) = notify::watchdog() else { return std::future::pending().await };
+    let Some(interval) = notify::watchdog() else {
+        return std::future::pending().await;
+    };
     loop {
         notify::send("WATCHDOG=1");
         tokio::time::sleep(interval).await;

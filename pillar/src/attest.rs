@@ -44,7 +44,9 @@ pub enum Error {
     #[error("attestation: {0}")]
     Attest(#[from] AttestError),
     /// The controller says no.
-    #[error("attestation: the controller refuses this device's boot state; it shows which check failed")]
+    #[error(
+        "attestation: the controller refuses this device's boot state; it shows which check failed"
+    )]
     Refused,
     /// No end in sight.
     #[error("attestation: the controller asks for certificates or nonces over and over")]
@@ -79,7 +81,9 @@ impl Step {
     /// The next step.
     fn after(self, heard: Heard) -> Self {
         match (self, heard) {
-            (Self::ShowCertificates, Heard::Taken) | (Self::Quote { .. }, Heard::NonceMismatch) => Self::AskNonce,
+            (Self::ShowCertificates, Heard::Taken) | (Self::Quote { .. }, Heard::NonceMismatch) => {
+                Self::AskNonce
+            }
             (Self::AskNonce, Heard::Nonce(nonce)) => Self::Quote { nonce },
             (Self::Quote { .. }, Heard::Token(token)) => Self::Granted { token },
             (Self::Quote { .. }, Heard::NoCertificate) => Self::ShowCertificates,
@@ -108,10 +112,15 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
                 let reason = error.to_string();
                 match &error {
                     // Said once, by whoever finds out first that nobody answers.
-                    Error::Connection(error) if error.is_away() => ctx.out_of_contact(&error.to_string()),
+                    Error::Connection(error) if error.is_away() => {
+                        ctx.out_of_contact(&error.to_string())
+                    }
                     _ => ctx.status.raise("attestation", &reason),
                 }
-                ctx.attestation.send_replace(Attestation::Failed { reason, at: Some(SystemTime::now()) });
+                ctx.attestation.send_replace(Attestation::Failed {
+                    reason,
+                    at: Some(SystemTime::now()),
+                });
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -125,14 +134,20 @@ async fn attest(ctx: &Context) -> Result<Vec<u8>, Error> {
     for _ in 0..MAX_ROUNDS {
         let heard = match &step {
             Step::ShowCertificates => {
-                device::read_certs_answer(&ask(ctx, &path, device::certs_request(&ctx.identity)).await?)?;
+                device::read_certs_answer(
+                    &ask(ctx, &path, device::certs_request(&ctx.identity)).await?,
+                )?;
                 Heard::Taken
             }
-            Step::AskNonce => Heard::Nonce(device::read_nonce(&ask(ctx, &path, device::nonce_request()).await?)?),
+            Step::AskNonce => Heard::Nonce(device::read_nonce(
+                &ask(ctx, &path, device::nonce_request()).await?,
+            )?),
             Step::Quote { nonce } => {
                 let request = quote(ctx, nonce.clone()).await?;
                 match device::read_quote_answer(&ask(ctx, &path, request).await?)? {
-                    QuoteAnswer::Granted { integrity_token, .. } => Heard::Token(integrity_token),
+                    QuoteAnswer::Granted {
+                        integrity_token, ..
+                    } => Heard::Token(integrity_token),
                     QuoteAnswer::NonceMismatch => Heard::NonceMismatch,
                     QuoteAnswer::NoCertificate => Heard::NoCertificate,
                     QuoteAnswer::Refused => Heard::Refused,
@@ -159,7 +174,10 @@ async fn ask(ctx: &Context, path: &str, request: ZAttestReq) -> Result<ZAttestRe
 /// Has the TPM quote; it takes its time.
 async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
     let identity = ctx.identity.clone();
-    let versions = Versions { system: ctx.version.clone(), firmware: ctx.machine.firmware() };
+    let versions = Versions {
+        system: ctx.version.clone(),
+        firmware: ctx.machine.firmware(),
+    };
     let request = tokio::task::spawn_blocking(move || {
         let log = event_log(Path::new(EVENT_LOG));
         device::quote_request(&identity, &nonce, &versions, log.as_deref())
@@ -186,7 +204,11 @@ mod tests {
         let table = [
             (Step::ShowCertificates, Heard::Taken, Step::AskNonce),
             (Step::AskNonce, Heard::Nonce(vec![1]), quote()),
-            (quote(), Heard::Token(vec![2]), Step::Granted { token: vec![2] }),
+            (
+                quote(),
+                Heard::Token(vec![2]),
+                Step::Granted { token: vec![2] },
+            ),
             (quote(), Heard::NonceMismatch, Step::AskNonce),
             (quote(), Heard::NoCertificate, Step::ShowCertificates),
             (quote(), Heard::Refused, Step::Refused),
@@ -195,7 +217,11 @@ mod tests {
             (Step::AskNonce, Heard::Taken, Step::Refused),
         ];
         for (step, heard, next) in table {
-            assert_eq!(step.clone().after(heard.clone()), next, "{step:?} {heard:?}");
+            assert_eq!(
+                step.clone().after(heard.clone()),
+                next,
+                "{step:?} {heard:?}"
+            );
         }
     }
 
@@ -208,7 +234,10 @@ mod tests {
         assert_eq!(event_log(&path), None);
         std::fs::write(&path, b"log").unwrap();
         assert_eq!(event_log(&path).unwrap(), b"log");
-        std::fs::File::create(&path).unwrap().set_len(MAX_EVENT_LOG + 1).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(MAX_EVENT_LOG + 1)
+            .unwrap();
         assert_eq!(event_log(&path), None);
     }
 }

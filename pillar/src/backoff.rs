@@ -19,7 +19,11 @@ impl Backoff {
     /// Delays from `floor` to `ceiling`, both before jitter.
     #[must_use]
     pub const fn new(floor: Duration, ceiling: Duration) -> Self {
-        Self { floor, ceiling, current: floor }
+        Self {
+            floor,
+            ceiling,
+            current: floor,
+        }
     }
 
     /// The next delay.
@@ -33,7 +37,10 @@ impl Backoff {
     }
 
     fn step(&mut self, fraction: f64) -> Duration {
-        let delay = self.current.mul_f64(0.75 + fraction / 2.0).min(self.ceiling);
+        let delay = self
+            .current
+            .mul_f64(0.75 + fraction / 2.0)
+            .min(self.ceiling);
         self.current = self.current.saturating_mul(2).min(self.ceiling);
         delay
     }
@@ -70,6 +77,10 @@ mod tests {
             let delay = backoff.step(fraction).as_secs_f64();
             assert!((3.0..=4.0).contains(&delay), "{delay}");
         }
-        assert!((0..1000).map(|_| fraction()).all(|f| (0.0..1.0).contains(&f)));
+        assert!(
+            (0..1000)
+                .map(|_| fraction())
+                .all(|f| (0.0..1.0).contains(&f))
+        );
     }
 }

@@ -16,7 +16,8 @@ use crate::backoff::Backoff;
 use crate::context::{Attestation, Context};
 
 /// Set by systemd-boot if the boot is counted.
-const VARIABLE: &str = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const VARIABLE: &str =
+    "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// The EFI system partition.
 const PARTITION: &str = "/dev/disk/by-partlabel/skerry-esp";
 
@@ -40,7 +41,11 @@ pub enum Error {
 
 fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { operation, path, source }
+    move |source| Error::Io {
+        operation,
+        path,
+        source,
+    }
 }
 
 /// Waits until the boot is good and says so to the boot loader, once.
@@ -51,11 +56,18 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     ctx.device_id().await;
     let granted = |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
     let _ = ctx.attestation.subscribe().wait_for(granted).await;
-    let _ = ctx.contact.subscribe().wait_for(|contact| contact.config_confirmed).await;
+    let _ = ctx
+        .contact
+        .subscribe()
+        .wait_for(|contact| contact.config_confirmed)
+        .await;
     let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300));
     loop {
         let target = ctx.paths.run.join("esp");
-        let result = tokio::task::spawn_blocking(move || bless(Path::new(VARIABLE), Path::new(PARTITION), &target)).await;
+        let result = tokio::task::spawn_blocking(move || {
+            bless(Path::new(VARIABLE), Path::new(PARTITION), &target)
+        })
+        .await;
         match result {
             Ok(Ok(blessed)) => {
                 ctx.status.clear("boot");
@@ -79,12 +91,20 @@ fn bless(variable: &Path, partition: &Path, target: &Path) -> Result<bool, Error
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(io("read", variable)(error)),
     };
-    let counted = counted_path(&raw).ok_or_else(|| Error::Variable("the boot loader names no file".to_owned()))?;
+    let counted = counted_path(&raw)
+        .ok_or_else(|| Error::Variable("the boot loader names no file".to_owned()))?;
     fs::create_dir_all(target).map_err(io("create", target))?;
-    mount(Some(partition), target, Some("vfat"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)
-        .map_err(|error| io("mount", partition)(error.into()))?;
+    mount(
+        Some(partition),
+        target,
+        Some("vfat"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .map_err(|error| io("mount", partition)(error.into()))?;
     let renamed = rename(target, &counted);
-    let unmounted = umount2(target, MntFlags::empty()).map_err(|error| io("unmount", target)(error.into()));
+    let unmounted =
+        umount2(target, MntFlags::empty()).map_err(|error| io("unmount", target)(error.into()));
     renamed?;
     unmounted?;
     Ok(true)
@@ -93,7 +113,10 @@ fn bless(variable: &Path, partition: &Path, target: &Path) -> Result<bool, Error
 /// Takes the counter out of the name and makes that last.
 fn rename(root: &Path, counted: &Path) -> Result<(), Error> {
     let from = root.join(counted);
-    let name = counted.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = counted
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let Some(good) = good_name(name) else {
         return Err(Error::Variable(format!("{name:?} carries no counter")));
     };
@@ -110,17 +133,27 @@ fn rename(root: &Path, counted: &Path) -> Result<(), Error> {
 
 /// The path in the variable: four bytes of attributes, then UTF-16 with backslashes and a zero at the end.
 fn counted_path(raw: &[u8]) -> Option<PathBuf> {
-    let units: Vec<u16> =
-        raw.get(4..)?.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).take_while(|u| *u != 0).collect();
+    let units: Vec<u16> = raw
+        .get(4..)?
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .take_while(|u| *u != 0)
+        .collect();
     let text = String::from_utf16(&units).ok()?;
-    let parts: Vec<&str> = text.split(['\\', '/']).filter(|part| !part.is_empty()).collect();
+    let parts: Vec<&str> = text
+        .split(['\\', '/'])
+        .filter(|part| !part.is_empty())
+        .collect();
     let safe = !parts.is_empty() && parts.iter().all(|part| *part != ".." && *part != ".");
     safe.then(|| parts.iter().collect())
 }
 
 /// `skerry-1+2-1.efi` becomes `skerry-1.efi`.
 fn good_name(name: &str) -> Option<String> {
-    let stem_end = name.len().checked_sub(4).filter(|end| name.is_char_boundary(*end))?;
+    let stem_end = name
+        .len()
+        .checked_sub(4)
+        .filter(|end| name.is_char_boundary(*end))?;
     let (stem, extension) = name.split_at(stem_end);
     if !extension.eq_ignore_ascii_case(".efi") {
         return None;
@@ -167,7 +200,13 @@ mod tests {
     fn the_boot_loaders_variable() {
         let path = counted_path(&variable("\\EFI\\Linux\\skerry-1+2-1.efi")).unwrap();
         assert_eq!(path, Path::new("EFI/Linux/skerry-1+2-1.efi"));
-        for bad in [vec![], vec![6, 0, 0, 0], variable(""), variable("\\..\\x+1.efi"), vec![6, 0, 0, 0, 0, 0xd8, 0, 0]] {
+        for bad in [
+            vec![],
+            vec![6, 0, 0, 0],
+            variable(""),
+            variable("\\..\\x+1.efi"),
+            vec![6, 0, 0, 0, 0, 0xd8, 0, 0],
+        ] {
             assert_eq!(counted_path(&bad), None, "{bad:?}");
         }
     }
@@ -183,13 +222,22 @@ mod tests {
         assert_eq!(fs::read(linux.join("skerry-1.efi")).unwrap(), b"uki");
         assert!(!linux.join("skerry-1+2-1.efi").exists());
         rename(dir.path(), counted).unwrap();
-        let error = rename(dir.path(), Path::new("EFI/Linux/other+1.efi")).unwrap_err().to_string();
+        let error = rename(dir.path(), Path::new("EFI/Linux/other+1.efi"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("other+1.efi"), "{error}");
     }
 
     #[test]
     fn a_boot_that_is_not_counted_needs_no_blessing() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!bless(&dir.path().join("variable"), Path::new("/dev/null"), dir.path()).unwrap());
+        assert!(
+            !bless(
+                &dir.path().join("variable"),
+                Path::new("/dev/null"),
+                dir.path()
+            )
+            .unwrap()
+        );
     }
 }

@@ -47,19 +47,28 @@ impl Server {
         let text = text.trim();
         let (host, port) = match text.rsplit_once(':') {
             // The last colon of a bare IPv6 address in brackets is inside them.
-            Some((host, port)) if !port.contains(']') => (host, port.parse().ok().filter(|port| *port != 0)?),
+            Some((host, port)) if !port.contains(']') => {
+                (host, port.parse().ok().filter(|port| *port != 0)?)
+            }
             _ => (text, 443),
         };
-        let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let v6 = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
         let good = match v6 {
             Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
             None => {
                 !host.is_empty()
                     && host.len() <= 253
-                    && host.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+                    && host
+                        .chars()
+                        .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
             }
         };
-        good.then(|| Self { host: host.to_owned(), port })
+        good.then(|| Self {
+            host: host.to_owned(),
+            port,
+        })
     }
 
     /// `host:port`.
@@ -73,7 +82,9 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
-    #[error("read {path}: {source}; the image was made without it or the config partition is damaged: install again")]
+    #[error(
+        "read {path}: {source}; the image was made without it or the config partition is damaged: install again"
+    )]
     Read {
         /// Which file.
         path: PathBuf,
@@ -106,9 +117,13 @@ impl Bundle {
             let path = paths.bundle(name);
             std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
         };
-        let content = |name: &str, reason: &str| Error::Content { path: paths.bundle(name), reason: reason.to_owned() };
+        let content = |name: &str, reason: &str| Error::Content {
+            path: paths.bundle(name),
+            reason: reason.to_owned(),
+        };
 
-        let server = Server::parse(&text("server")?).ok_or_else(|| content("server", "not host or host:port"))?;
+        let server = Server::parse(&text("server")?)
+            .ok_or_else(|| content("server", "not host or host:port"))?;
         let root_name = "root-certificate.pem";
         let root_pem = text(root_name)?.into_bytes();
         let root = certificates(&root_pem)
@@ -120,7 +135,9 @@ impl Bundle {
         let tls_name = "v2tlsbaseroot-certificates.pem";
         let mut tls_roots = match text(tls_name) {
             Ok(pem) => certificates(pem.as_bytes()).map_err(|reason| content(tls_name, &reason))?,
-            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Vec::new()
+            }
             Err(error) => return Err(error),
         };
         if tls_roots.is_empty() {
@@ -137,7 +154,10 @@ impl Bundle {
             (Ok(certificate), Ok(key)) => Some((certificate, key)),
             _ => None,
         };
-        let soft_serial = text("soft_serial").ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let soft_serial = text("soft_serial")
+            .ok()
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty());
         let built_at = match text("skerry.json") {
             Ok(json) => serde_json::from_str::<Extras>(&json)
                 .map_err(|error| content("skerry.json", &error.to_string()))?
@@ -147,7 +167,14 @@ impl Bundle {
             // A bundle of another EVE controller has no such file.
             Err(_) => None,
         };
-        Ok(Self { server, root_pem, tls_roots, onboarding, soft_serial, built_at })
+        Ok(Self {
+            server,
+            root_pem,
+            tls_roots,
+            onboarding,
+            soft_serial,
+            built_at,
+        })
     }
 }
 
@@ -175,9 +202,29 @@ mod tests {
             ("[2001:db8::1]", "[2001:db8::1]", 443),
         ];
         for (text, host, port) in good {
-            assert_eq!(Server::parse(text), Some(Server { host: host.into(), port }), "{text}");
+            assert_eq!(
+                Server::parse(text),
+                Some(Server {
+                    host: host.into(),
+                    port
+                }),
+                "{text}"
+            );
         }
-        for text in ["", "\n", ":443", "host:", "host:0", "host:70000", "ho st", "a/b", "a@b:1", "[::1", "[x]:1", "2001:db8::1"] {
+        for text in [
+            "",
+            "\n",
+            ":443",
+            "host:",
+            "host:0",
+            "host:70000",
+            "ho st",
+            "a/b",
+            "a@b:1",
+            "[::1",
+            "[x]:1",
+            "2001:db8::1",
+        ] {
             assert_eq!(Server::parse(text), None, "{text}");
         }
     }
@@ -185,12 +232,21 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { config: dir.path().into(), ..Paths::default() };
+        let paths = Paths {
+            config: dir.path().into(),
+            ..Paths::default()
+        };
         let error = Bundle::read(&paths).unwrap_err().to_string();
-        assert!(error.contains("server") && error.contains(&dir.path().display().to_string()), "{error}");
+        assert!(
+            error.contains("server") && error.contains(&dir.path().display().to_string()),
+            "{error}"
+        );
         std::fs::write(dir.path().join("server"), "localhost:1").unwrap();
         std::fs::write(dir.path().join("root-certificate.pem"), "no pem").unwrap();
         let error = Bundle::read(&paths).unwrap_err().to_string();
-        assert!(error.contains("root-certificate.pem") && error.contains("no certificate"), "{error}");
+        assert!(
+            error.contains("root-certificate.pem") && error.contains("no certificate"),
+            "{error}"
+        );
     }
 }

@@ -127,7 +127,10 @@ impl Clock {
         let tolerance = if self.trusted() { DRIFT } else { TOLERANCE };
         match plan(seconds(SystemTime::now()), named, floor, tolerance) {
             Step::Refuse => {
-                tracing::warn!(date, "controller's time is before this device's image was made; not taken");
+                tracing::warn!(
+                    date,
+                    "controller's time is before this device's image was made; not taken"
+                );
                 false
             }
             Step::Leave => {
@@ -146,7 +149,12 @@ impl Clock {
         self.inner.trusted.store(true, Ordering::Relaxed);
         self.inner.floor.fetch_max(named, Ordering::Relaxed);
         let kept = self.inner.kept.load(Ordering::Relaxed);
-        let Some(file) = self.inner.file.clone().filter(|_| named >= kept.saturating_add(KEEP_EVERY)) else {
+        let Some(file) = self
+            .inner
+            .file
+            .clone()
+            .filter(|_| named >= kept.saturating_add(KEEP_EVERY))
+        else {
             return;
         };
         self.inner.kept.store(named, Ordering::Relaxed);
@@ -161,7 +169,9 @@ impl Clock {
         if !self.inner.may_set {
             return;
         }
-        let Ok(tv_sec) = libc::time_t::try_from(to) else { return };
+        let Ok(tv_sec) = libc::time_t::try_from(to) else {
+            return;
+        };
         let time = libc::timespec { tv_sec, tv_nsec: 0 };
         // SAFETY: clock_settime reads one timespec that lives through the call, and changes nothing in this process.
         let result = unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) };
@@ -185,7 +195,8 @@ fn plan(system: u64, named: u64, floor: u64, tolerance: u64) -> Step {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn parse_floor(bytes: &[u8]) -> Option<u64> {
@@ -195,7 +206,9 @@ fn parse_floor(bytes: &[u8]) -> Option<u64> {
 /// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`, the only form that a sender may make.
 #[must_use]
 pub fn parse_http_date(text: &str) -> Option<u64> {
-    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let time = jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()?;
     u64::try_from(time.as_second()).ok()
 }
 
@@ -208,9 +221,17 @@ mod tests {
 
     #[test]
     fn dates() {
-        assert_eq!(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(
+            parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT"),
+            Some(784_111_777)
+        );
         assert_eq!(parse_http_date(DATE), Some(AT));
-        for bad in ["", "yesterday", "Thu, 01 Jan 1960 00:00:00 GMT", "Fri, 99 Nov 2026 20:00:00 GMT"] {
+        for bad in [
+            "",
+            "yesterday",
+            "Thu, 01 Jan 1960 00:00:00 GMT",
+            "Fri, 99 Nov 2026 20:00:00 GMT",
+        ] {
             assert_eq!(parse_http_date(bad), None, "{bad}");
         }
     }
@@ -222,8 +243,20 @@ mod tests {
             ("off by the header's resolution", AT + 2, AT, 0, Step::Leave),
             ("1970", 60, AT, 0, Step::Set(AT)),
             ("in the future", AT + 1_000_000, AT, 0, Step::Set(AT)),
-            ("controller below the floor", AT, AT - 200_000, AT, Step::Refuse),
-            ("controller a little below the floor", AT + 90, AT - 90, AT, Step::Set(AT - 90)),
+            (
+                "controller below the floor",
+                AT,
+                AT - 200_000,
+                AT,
+                Step::Refuse,
+            ),
+            (
+                "controller a little below the floor",
+                AT + 90,
+                AT - 90,
+                AT,
+                Step::Set(AT - 90),
+            ),
         ];
         for (name, system, named, floor, step) in table {
             assert_eq!(plan(system, named, floor, TOLERANCE), step, "{name}");
@@ -250,7 +283,10 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let again = Clock::start(file, None, false);
-        assert_eq!(again.seconds(), parse_http_date("Tue, 31 Dec 2199 00:00:00 GMT").unwrap());
+        assert_eq!(
+            again.seconds(),
+            parse_http_date("Tue, 31 Dec 2199 00:00:00 GMT").unwrap()
+        );
         assert!(!again.trusted());
     }
 

@@ -52,7 +52,12 @@ pub enum Error {
 /// When either side breaks.
 pub async fn serve(ctx: &Context, session: SessionId, app: AppId) -> Result<(), Error> {
     let mut socket = link::connect(&ctx.conn, &paths::console(session)).await?;
-    let path = ctx.observed.borrow().apps.get(&DomainAppId(app.0)).and_then(|app| app.console.clone());
+    let path = ctx
+        .observed
+        .borrow()
+        .apps
+        .get(&DomainAppId(app.0))
+        .and_then(|app| app.console.clone());
     let Some(path) = path else {
         return refuse(socket, "this app has no console now").await;
     };
@@ -60,19 +65,28 @@ pub async fn serve(ctx: &Context, session: SessionId, app: AppId) -> Result<(), 
         Ok(console) => pump(socket, console, path).await,
         Err(source) => {
             let reason = "this app's console does not answer";
-            timeout(STALL, refuse_with(&mut socket, reason)).await.map_err(|_| Error::Stalled)??;
+            timeout(STALL, refuse_with(&mut socket, reason))
+                .await
+                .map_err(|_| Error::Stalled)??;
             Err(Error::Socket { path, source })
         }
     }
 }
 
 async fn refuse(mut socket: Socket, reason: &str) -> Result<(), Error> {
-    timeout(STALL, refuse_with(&mut socket, reason)).await.map_err(|_| Error::Stalled)?
+    timeout(STALL, refuse_with(&mut socket, reason))
+        .await
+        .map_err(|_| Error::Stalled)?
 }
 
 async fn refuse_with(socket: &mut Socket, reason: &str) -> Result<(), Error> {
     // RFC 6455 section 7.4.1: 1011, the peer cannot fulfil the request.
-    Ok(socket.close(Some(CloseFrame { code: CloseCode::Error, reason: reason.to_owned().into() })).await?)
+    Ok(socket
+        .close(Some(CloseFrame {
+            code: CloseCode::Error,
+            reason: reason.to_owned().into(),
+        }))
+        .await?)
 }
 
 /// Moves bytes until one side ends.
@@ -82,7 +96,10 @@ async fn pump(socket: Socket, mut console: UnixStream, path: PathBuf) -> Result<
     let mut chunk = vec![0; CHUNK];
     let mut heard = Instant::now();
     let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-    let broken = |source| Error::Socket { path: path.clone(), source };
+    let broken = |source| Error::Socket {
+        path: path.clone(),
+        source,
+    };
     loop {
         tokio::select! {
             read = from_app.read(&mut chunk) => {

@@ -125,9 +125,20 @@ impl Context {
         self.status.clear("controller");
     }
 
+    /// Notes that something did not reach the controller, and has the config loop find out what that means.
+    pub fn doubt_contact(&self) {
+        if self
+            .contact
+            .send_if_modified(|contact| std::mem::replace(&mut contact.up, false))
+        {
+            self.poll.notify_one();
+        }
+    }
+
     /// Notes that the controller did not answer.
     pub fn out_of_contact(&self, reason: &str) {
-        self.contact.send_if_modified(|contact| std::mem::replace(&mut contact.up, false));
+        self.contact
+            .send_if_modified(|contact| std::mem::replace(&mut contact.up, false));
         self.status.raise("controller", reason);
     }
 }

@@ -36,7 +36,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The content does not have the digest that its first line names, and neither has the generation before it.
-    #[error("read {path}: content is damaged and there is no whole older generation; it will be made anew")]
+    #[error(
+        "read {path}: content is damaged and there is no whole older generation; it will be made anew"
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -46,7 +48,11 @@ pub enum Error {
 impl Error {
     fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { operation, path, source }
+        move |source| Self::Io {
+            operation,
+            path,
+            source,
+        }
     }
 }
 
@@ -83,7 +89,9 @@ pub fn write(path: &Path, payload: &[u8]) -> Result<(), Error> {
         fs::hard_link(path, &old).map_err(Error::io("link", &old))?;
     }
     fs::rename(&new, path).map_err(Error::io("rename", path))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync directory", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync directory", dir))
 }
 
 /// Reads what [`write`] left at `path`, or the generation before it if that one is damaged.
@@ -130,10 +138,14 @@ fn read_one(path: &Path) -> Result<Option<Vec<u8>>, Error> {
         Err(error) => return Err(Error::io("open", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    file.take(MAX)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
     match check(&bytes) {
         Some(payload) => Ok(Some(payload.to_vec())),
-        None => Err(Error::Damaged { path: path.to_owned() }),
+        None => Err(Error::Damaged {
+            path: path.to_owned(),
+        }),
     }
 }
 

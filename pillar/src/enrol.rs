@@ -64,7 +64,9 @@ pub enum Error {
 impl Error {
     fn is_away(&self) -> bool {
         match self {
-            Self::Connection(error) | Self::NoOnboardingKey(error) | Self::Refused { ask: error, .. } => error.is_away(),
+            Self::Connection(error)
+            | Self::NoOnboardingKey(error)
+            | Self::Refused { ask: error, .. } => error.is_away(),
             _ => false,
         }
     }
@@ -106,10 +108,15 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
                 tokio::time::sleep_until(asked + ASK_AGAIN).await;
             }
             Err(error) => {
-                let delay = if error.is_away() { away.next_delay() } else { refused.next_delay() };
+                let delay = if error.is_away() {
+                    away.next_delay()
+                } else {
+                    refused.next_delay()
+                };
                 let text = error.to_string();
                 tracing::warn!(error = %text, ?delay, "not enrolled");
-                ctx.status.raise("enrolment", &format!("not enrolled: {text}"));
+                ctx.status
+                    .raise("enrolment", &format!("not enrolled: {text}"));
                 tokio::time::sleep(delay).await;
             }
         }
@@ -118,7 +125,10 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
 
 async fn settle(ctx: &Context, id: DeviceId) {
     ctx.status.clear("enrolment");
-    ctx.status.say("enrolment", &format!("enrolled as {id} at {}", ctx.conn.server().authority()));
+    ctx.status.say(
+        "enrolment",
+        &format!("enrolled as {id} at {}", ctx.conn.server().authority()),
+    );
     ctx.conn.set_named();
     let before = ctx.device.send_replace(Some(id));
     if before != Some(id) {
@@ -155,18 +165,36 @@ async fn enrol(ctx: &Context) -> Result<DeviceId, Error> {
 }
 
 async fn ask(ctx: &Context) -> Result<DeviceId, Error> {
-    let response: UuidResponse = ctx.conn.ask(paths::UUID, &UuidRequest {}, "UuidResponse").await?;
-    response.uuid.parse().map_err(|_| Error::Id(response.uuid.chars().take(64).collect()))
+    let response: UuidResponse = ctx
+        .conn
+        .ask(paths::UUID, &UuidRequest {}, "UuidResponse")
+        .await?;
+    response
+        .uuid
+        .parse()
+        .map_err(|_| Error::Id(response.uuid.chars().take(64).collect()))
 }
 
 async fn register(ctx: &Context, certificate: &str, key: &str) -> Result<u16, Error> {
     let onboarding_error = |error: &dyn std::fmt::Display| Error::Onboarding(error.to_string());
-    let signer = OnboardingKey::from_pem(certificate, key).map_err(|error| onboarding_error(&error))?;
+    let signer =
+        OnboardingKey::from_pem(certificate, key).map_err(|error| onboarding_error(&error))?;
     let soft_serial = ctx.bundle.soft_serial.as_deref().unwrap_or_default();
     let device = ctx.identity.device_certificate();
-    let message = registration::message(device, &registration::serial(&ctx.machine, device), soft_serial)
-        .map_err(|error| onboarding_error(&error))?;
-    let sender =
-        Sender { hash: signer.hash(), certificate: Some(signer.certificate_pem().to_owned()), signer: Arc::new(signer) };
-    Ok(ctx.conn.post_as(sender, paths::REGISTER, message.encode_to_vec()).await?.status)
+    let message = registration::message(
+        device,
+        &registration::serial(&ctx.machine, device),
+        soft_serial,
+    )
+    .map_err(|error| onboarding_error(&error))?;
+    let sender = Sender {
+        hash: signer.hash(),
+        certificate: Some(signer.certificate_pem().to_owned()),
+        signer: Arc::new(signer),
+    };
+    Ok(ctx
+        .conn
+        .post_as(sender, paths::REGISTER, message.encode_to_vec())
+        .await?
+        .status)
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use protocol::link::{CLOSE_REFUSED, MAX_MESSAGE, PING_INTERVAL, PROOF_TIMEOUT, Proof, SILENCE_LIMIT, ServerMessage};
+use protocol::link::{
+    CLOSE_REFUSED, MAX_MESSAGE, PING_INTERVAL, PROOF_TIMEOUT, Proof, SILENCE_LIMIT, ServerMessage,
+};
 use protocol::paths;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -90,15 +92,27 @@ pub enum Error {
 pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
     let server = conn.server();
     let url = format!("wss://{}{path}", server.authority());
-    let failed = |operation, reason| Error::Connect { operation, url: url.clone(), reason };
-    let late = |operation| Error::Timeout { operation, url: url.clone() };
-    let bare = server.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let failed = |operation, reason| Error::Connect {
+        operation,
+        url: url.clone(),
+        reason,
+    };
+    let late = |operation| Error::Timeout {
+        operation,
+        url: url.clone(),
+    };
+    let bare = server
+        .host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
     let tcp = timeout(DIAL, TcpStream::connect((bare.as_str(), server.port)))
         .await
         .map_err(|_| late("connecting to"))?
         .map_err(|error| failed("connecting to", error.to_string()))?;
     // Console keys are single bytes.
-    tcp.set_nodelay(true).map_err(|error| failed("connecting to", error.to_string()))?;
+    tcp.set_nodelay(true)
+        .map_err(|error| failed("connecting to", error.to_string()))?;
     let name = ServerName::try_from(bare).map_err(|error| failed("naming", error.to_string()))?;
     let tls = timeout(DIAL, TlsConnector::from(conn.tls()).connect(name, tcp))
         .await
@@ -113,9 +127,10 @@ pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
     let upgrade = tokio_tungstenite::client_async_with_config(&url, tls, Some(limits));
     match timeout(DIAL, upgrade).await.map_err(|_| late("opening"))? {
         Ok((socket, _)) => Ok(socket),
-        Err(tungstenite::Error::Http(response)) => {
-            Err(Error::NoUpgrade { url: url.clone(), status: response.status().as_u16() })
-        }
+        Err(tungstenite::Error::Http(response)) => Err(Error::NoUpgrade {
+            url: url.clone(),
+            status: response.status().as_u16(),
+        }),
         Err(error) => Err(failed("opening", chain(&error))),
     }
 }
@@ -130,8 +145,15 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
         let opened = Instant::now();
         let error = match session(&ctx).await {
             Ok(()) => "closed by the controller".to_owned(),
-            Err(Error::NoUpgrade { url, status: status @ (404 | 405 | 501) }) => {
-                tracing::info!(url, status, "this controller has no link; configs are polled");
+            Err(Error::NoUpgrade {
+                url,
+                status: status @ (404 | 405 | 501),
+            }) => {
+                tracing::info!(
+                    url,
+                    status,
+                    "this controller has no link; configs are polled"
+                );
                 tokio::time::sleep(NO_LINK).await;
                 continue;
             }
@@ -157,7 +179,10 @@ async fn session(ctx: &Arc<Context>) -> Result<(), Error> {
     let mut socket = connect(&ctx.conn, paths::LINK).await?;
     let hello = timeout(PROOF_TIMEOUT, socket.next())
         .await
-        .map_err(|_| Error::Timeout { operation: "waiting for", url: paths::LINK.to_owned() })?;
+        .map_err(|_| Error::Timeout {
+            operation: "waiting for",
+            url: paths::LINK.to_owned(),
+        })?;
     let nonce = match hello {
         Some(Ok(Message::Text(text))) => match read(&text)? {
             ServerMessage::Hello { nonce } => nonce,
@@ -167,8 +192,15 @@ async fn session(ctx: &Arc<Context>) -> Result<(), Error> {
         Some(Err(error)) => return Err(error.into()),
     };
     let time = i64::try_from(ctx.clock.seconds()).unwrap_or(i64::MAX);
-    let proof = serde_json::to_vec(&Proof { device, time, nonce }).map_err(|error| Error::Message(error.to_string()))?;
-    socket.send(Message::Binary(ctx.conn.seal(proof).await?.into())).await?;
+    let proof = serde_json::to_vec(&Proof {
+        device,
+        time,
+        nonce,
+    })
+    .map_err(|error| Error::Message(error.to_string()))?;
+    socket
+        .send(Message::Binary(ctx.conn.seal(proof).await?.into()))
+        .await?;
     // What changed before the link was there was not told.
     ctx.poll.notify_one();
 
@@ -219,7 +251,9 @@ fn act(ctx: &Arc<Context>, message: ServerMessage, consoles: &mut JoinSet<()>) {
                 }
             });
         }
-        ServerMessage::OpenConsole { app, .. } => tracing::warn!(%app, "too many consoles are open"),
+        ServerMessage::OpenConsole { app, .. } => {
+            tracing::warn!(%app, "too many consoles are open")
+        }
         ServerMessage::Hello { .. } | ServerMessage::Unknown => {}
     }
 }

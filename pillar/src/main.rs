@@ -8,10 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use pillar::agent::{self, Options};
 use pillar::domain::desired::Desired;
+use pillar::domain::observed::Observed;
+use pillar::paths::Paths;
 use pillar::status::Status;
+use pillar::supervise::{self, Pace};
 use pillar::{notify, reconcile, uplink};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 const USAGE: &str = "\
 usage: pillar [run] [options]
@@ -76,7 +80,16 @@ async fn serve(options: Options, status: Status) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let desired = watch::Sender::new(Arc::new(Desired::default()));
-    let observed = reconcile::spawn(desired.subscribe(), options.paths.clone());
+    let (told, observed) = watch::channel(Arc::new(Observed::default()));
+    let mut tasks = JoinSet::new();
+    let (wanted, paths) = (desired.clone(), options.paths.clone());
+    supervise::spawn(
+        &mut tasks,
+        status.clone(),
+        Pace::default(),
+        "reconcilers",
+        move || reconcilers(wanted.clone(), paths.clone(), told.clone()),
+    );
     tokio::select! {
         () = agent::run(options, status, desired, observed) => {}
         _ = terminate.recv() => {}
@@ -87,7 +100,22 @@ async fn serve(options: Options, status: Status) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(Options, Option<PathBuf>)> {
+/// Runs the reconcilers and passes on what they tell, until they end.
+async fn reconcilers(
+    desired: watch::Sender<Arc<Desired>>,
+    paths: Paths,
+    told: watch::Sender<Arc<Observed>>,
+) -> anyhow::Result<()> {
+    let mut observed = reconcile::spawn(desired.subscribe(), paths)?;
+    loop {
+        told.send_replace(observed.borrow_and_update().clone());
+        observed.changed().await.context("the reconcilers ended")?;
+    }
+}
+
+fn options(
+    mut arguments: impl Iterator<Item = String>,
+) -> anyhow::Result<(Options, Option<PathBuf>)> {
     let mut options = Options::default();
     let mut status = None;
     while let Some(argument) = arguments.next() {
@@ -95,7 +123,11 @@ fn options(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(Optio
             options.owns_machine = false;
             continue;
         }
-        let value = PathBuf::from(arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"))?);
+        let value = PathBuf::from(
+            arguments
+                .next()
+                .with_context(|| format!("{argument} needs a value\n{USAGE}"))?,
+        );
         match argument.as_str() {
             "--config" => options.paths.config = value,
             "--persist" => options.paths.persist = value,
@@ -107,6 +139,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(Optio
         }
     }
     if !options.owns_machine {
+        options.journalctl = None;
         options.network = uplink::Sources::system(options.paths.run.join("resolv.conf"));
     }
     Ok((options, status))
@@ -116,7 +149,12 @@ fn options(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(Optio
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PILLAR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
 }
 
 /// One heap for all threads: glibc would give each its own, and none of them gives back what another needs.

@@ -97,6 +97,7 @@ impl Paths {
     /// Whether `path` lies below the run-time directory of the apps; used before anything there is taken away.
     #[must_use]
     pub fn is_app_dir(&self, path: &Path) -> bool {
-        path.parent().is_some_and(|parent| parent == self.run.join("apps"))
+        path.parent()
+            .is_some_and(|parent| parent == self.run.join("apps"))
     }
 }

@@ -64,7 +64,11 @@ impl Status {
 
     fn with(sinks: Vec<Sink>) -> Self {
         Self {
-            inner: Arc::new(Inner { sinks, said: Mutex::default(), board: watch::Sender::new(Troubles::new()) }),
+            inner: Arc::new(Inner {
+                sinks,
+                said: Mutex::default(),
+                board: watch::Sender::new(Troubles::new()),
+            }),
         }
     }
 
@@ -72,7 +76,11 @@ impl Status {
     pub fn say(&self, subject: &str, text: &str) {
         let text = one_line(text);
         {
-            let mut said = self.inner.said.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut said = self
+                .inner
+                .said
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if said.get(subject) == Some(&text) {
                 return;
             }
@@ -95,7 +103,10 @@ impl Status {
                     }
                 }
                 Sink::Memory(lines) => {
-                    lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.trim_end().to_owned());
+                    lines
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(line.trim_end().to_owned());
                 }
             }
         }
@@ -103,15 +114,25 @@ impl Status {
 
     /// Forgets what was said last under a subject, so that the same is said again.
     pub fn forget(&self, subject: &str) {
-        self.inner.said.lock().unwrap_or_else(PoisonError::into_inner).remove(subject);
+        self.inner
+            .said
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(subject);
     }
 
     /// Puts a trouble on the board; the same words again only move its time.
     pub fn raise(&self, topic: &str, message: &str) {
         self.say(&format!("trouble.{topic}"), &format!("trouble: {message}"));
         self.inner.board.send_if_modified(|board| {
-            let changed = board.get(topic).is_none_or(|known| known.message != message);
-            let trouble = Trouble { message: message.to_owned(), at: SystemTime::now(), retry_at: None };
+            let changed = board
+                .get(topic)
+                .is_none_or(|known| known.message != message);
+            let trouble = Trouble {
+                message: message.to_owned(),
+                at: SystemTime::now(),
+                retry_at: None,
+            };
             board.insert(topic.to_owned(), trouble);
             changed
         });
@@ -119,7 +140,9 @@ impl Status {
 
     /// Takes a trouble off the board.
     pub fn clear(&self, topic: &str) {
-        self.inner.board.send_if_modified(|board| board.remove(topic).is_some());
+        self.inner
+            .board
+            .send_if_modified(|board| board.remove(topic).is_some());
         self.forget(&format!("trouble.{topic}"));
     }
 
@@ -132,14 +155,25 @@ impl Status {
 
 /// The device files of the consoles that `/sys/class/tty/console/active` names.
 fn console_paths(active: &str) -> Vec<PathBuf> {
-    let paths: Vec<PathBuf> =
-        active.split_whitespace().filter(|name| !name.contains('/')).map(|name| Path::new("/dev").join(name)).collect();
-    if paths.is_empty() { vec!["/dev/console".into()] } else { paths }
+    let paths: Vec<PathBuf> = active
+        .split_whitespace()
+        .filter(|name| !name.contains('/'))
+        .map(|name| Path::new("/dev").join(name))
+        .collect();
+    if paths.is_empty() {
+        vec!["/dev/console".into()]
+    } else {
+        paths
+    }
 }
 
 /// One line of printable characters: reasons may carry text that came from the network.
 fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_LINE).collect();
+    let mut line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_LINE)
+        .collect();
     line.truncate(line.trim_end().len());
     line
 }
@@ -156,7 +190,14 @@ mod tests {
         status.say("attest", "attested");
         status.say("uplink", "uplink eth0 192.0.2.8");
         let lines = lines.lock().unwrap();
-        assert_eq!(*lines, ["skerry: uplink eth0 192.0.2.7", "skerry: attested", "skerry: uplink eth0 192.0.2.8"]);
+        assert_eq!(
+            *lines,
+            [
+                "skerry: uplink eth0 192.0.2.7",
+                "skerry: attested",
+                "skerry: uplink eth0 192.0.2.8"
+            ]
+        );
     }
 
     #[test]
@@ -174,13 +215,19 @@ mod tests {
 
     #[test]
     fn text_from_outside_cannot_move_the_cursor() {
-        assert_eq!(one_line("a\nskerry: attested\x1b[2J"), "a skerry: attested [2J");
+        assert_eq!(
+            one_line("a\nskerry: attested\x1b[2J"),
+            "a skerry: attested [2J"
+        );
         assert_eq!(one_line(&"x".repeat(2000)).len(), MAX_LINE);
     }
 
     #[test]
     fn consoles_are_those_of_the_kernel() {
-        assert_eq!(console_paths("tty0 ttyS0\n"), [PathBuf::from("/dev/tty0"), "/dev/ttyS0".into()]);
+        assert_eq!(
+            console_paths("tty0 ttyS0\n"),
+            [PathBuf::from("/dev/tty0"), "/dev/ttyS0".into()]
+        );
         assert_eq!(console_paths(""), [PathBuf::from("/dev/console")]);
     }
 
@@ -191,6 +238,9 @@ mod tests {
         let status = Status::to_file(&path);
         status.say("start", "starting 1");
         status.say("attest", "attested");
-        assert_eq!(std::fs::read_to_string(path).unwrap(), "skerry: starting 1\nskerry: attested\n");
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            "skerry: starting 1\nskerry: attested\n"
+        );
     }
 }

@@ -34,8 +34,13 @@ impl Default for Pace {
 }
 
 /// Starts `make()` now and whenever it ended, for as long as `tasks` lives.
-pub fn spawn<F, T, E>(tasks: &mut JoinSet<()>, status: Status, pace: Pace, name: &'static str, mut make: F)
-where
+pub fn spawn<F, T, E>(
+    tasks: &mut JoinSet<()>,
+    status: Status,
+    pace: Pace,
+    name: &'static str,
+    mut make: F,
+) where
     F: FnMut() -> T + Send + 'static,
     T: Future<Output = Result<(), E>> + Send + 'static,
     E: Display + Send + 'static,
@@ -61,7 +66,10 @@ where
                 Some(Err(panic)) => format!("stopped unexpectedly: {panic}"),
                 None => "never ran".to_owned(),
             };
-            status.raise(&topic, &format!("task {name}: {reason}; it is started again"));
+            status.raise(
+                &topic,
+                &format!("task {name}: {reason}; it is started again"),
+            );
             tokio::time::sleep(backoff.next_delay()).await;
         }
     });
@@ -96,11 +104,17 @@ mod tests {
                 }
             }
         });
-        board.wait_for(|board| board.contains_key("task.demo")).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(10), board.wait_for(|board| board.is_empty()))
+        board
+            .wait_for(|board| board.contains_key("task.demo"))
             .await
-            .unwrap()
             .unwrap();
+        tokio::time::timeout(
+            Duration::from_secs(10),
+            board.wait_for(|board| board.is_empty()),
+        )
+        .await
+        .unwrap()
+        .unwrap();
         assert_eq!(runs.load(Ordering::SeqCst), 3);
         let told = lines.lock().unwrap().join("\n");
         assert!(told.contains("task demo: no disk"), "{told}");

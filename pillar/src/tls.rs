@@ -10,7 +10,9 @@ use std::time::Duration;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 
 use crate::clock::Clock;
 
@@ -29,7 +31,10 @@ pub enum Error {
 ///
 /// # Errors
 /// When none of the roots can be used.
-pub fn client_config(roots: &[CertificateDer<'static>], clock: Clock) -> Result<Arc<ClientConfig>, Error> {
+pub fn client_config(
+    roots: &[CertificateDer<'static>],
+    clock: Clock,
+) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut store = RootCertStore::empty();
     let (added, ignored) = store.add_parsable_certificates(roots.iter().cloned());
@@ -66,11 +71,19 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verify = |seconds: u64| {
             let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            self.inner.verify_server_cert(
+                end_entity,
+                intermediates,
+                server_name,
+                ocsp_response,
+                now,
+            )
         };
         match verify(self.clock.seconds()) {
             Err(error) if !self.clock.trusted() && about_dates(&error) => {
-                let chain = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref);
+                let chain = std::iter::once(end_entity)
+                    .chain(intermediates)
+                    .map(AsRef::as_ref);
                 match time_within(chain) {
                     Some(seconds) => verify(seconds),
                     None => Err(error),

@@ -66,14 +66,21 @@ impl Sources {
 ///
 /// # Errors
 /// Never; the type is what the supervisor wants.
-pub async fn run(sources: Sources, status: Status, uplinks: watch::Sender<Vec<Uplink>>) -> Result<(), std::io::Error> {
+pub async fn run(
+    sources: Sources,
+    status: Status,
+    uplinks: watch::Sender<Vec<Uplink>>,
+) -> Result<(), std::io::Error> {
     let mut written = None;
     loop {
         let found = observe(&sources, &addresses());
         let up = found.iter().any(|uplink| !uplink.addresses.is_empty());
         for uplink in &found {
             if let Some(address) = uplink.addresses.first() {
-                status.say(&format!("uplink.{}", uplink.name), &format!("uplink {} {address}", uplink.name));
+                status.say(
+                    &format!("uplink.{}", uplink.name),
+                    &format!("uplink {} {address}", uplink.name),
+                );
             }
         }
         if up {
@@ -82,7 +89,9 @@ pub async fn run(sources: Sources, status: Status, uplinks: watch::Sender<Vec<Up
             if written.as_ref() != Some(&text) {
                 match write(&sources.resolv_conf, &text) {
                     Ok(()) => written = Some(text),
-                    Err(error) => tracing::warn!(path = %sources.resolv_conf.display(), %error, "name servers not written"),
+                    Err(error) => {
+                        tracing::warn!(path = %sources.resolv_conf.display(), %error, "name servers not written")
+                    }
                 }
             }
         }
@@ -104,7 +113,10 @@ pub async fn wait(uplinks: &watch::Receiver<Vec<Uplink>>, status: &Status) {
     loop {
         match tokio::time::timeout(Duration::from_secs(20), uplinks.wait_for(up)).await {
             Ok(_) => return,
-            Err(_) => status.raise("uplink", "no interface has an address; check the cable and that the network has DHCP"),
+            Err(_) => status.raise(
+                "uplink",
+                "no interface has an address; check the cable and that the network has DHCP",
+            ),
         }
     }
 }
@@ -112,9 +124,13 @@ pub async fn wait(uplinks: &watch::Receiver<Vec<Uplink>>, status: &Status) {
 /// Global addresses by interface, as the kernel has them.
 fn addresses() -> BTreeMap<String, BTreeSet<IpAddr>> {
     let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return found };
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return found;
+    };
     for entry in all {
-        let Some(address) = entry.address else { continue };
+        let Some(address) = entry.address else {
+            continue;
+        };
         let address: IpAddr = if let Some(v4) = address.as_sockaddr_in() {
             v4.ip().into()
         } else if let Some(v6) = address.as_sockaddr_in6() {
@@ -127,7 +143,10 @@ fn addresses() -> BTreeMap<String, BTreeSet<IpAddr>> {
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
         if !address.is_loopback() && !link_local {
-            found.entry(entry.interface_name).or_default().insert(address);
+            found
+                .entry(entry.interface_name)
+                .or_default()
+                .insert(address);
         }
     }
     found
@@ -136,7 +155,9 @@ fn addresses() -> BTreeMap<String, BTreeSet<IpAddr>> {
 /// The interfaces that lead out: those of hardware, since bridges and taps of apps are not.
 fn observe(sources: &Sources, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) -> Vec<Uplink> {
     let routers = routers(&std::fs::read_to_string(&sources.routes).unwrap_or_default());
-    let Ok(entries) = std::fs::read_dir(&sources.class) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(&sources.class) else {
+        return Vec::new();
+    };
     let mut names: Vec<String> = entries
         .filter_map(Result::ok)
         .filter(|entry| entry.path().join("device").exists())
@@ -147,13 +168,22 @@ fn observe(sources: &Sources, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) ->
         .into_iter()
         .map(|name| {
             let attribute = |file: &str| {
-                std::fs::read_to_string(sources.class.join(&name).join(file)).unwrap_or_default().trim().to_owned()
+                std::fs::read_to_string(sources.class.join(&name).join(file))
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned()
             };
-            let lease = std::fs::read_to_string(sources.leases.join(attribute("ifindex"))).unwrap_or_default();
+            let lease = std::fs::read_to_string(sources.leases.join(attribute("ifindex")))
+                .unwrap_or_default();
             let lease = Lease::parse(&lease);
             Uplink {
                 mac: attribute("address"),
-                addresses: addresses.get(&name).into_iter().flatten().copied().collect(),
+                addresses: addresses
+                    .get(&name)
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .collect(),
                 routers: routers.get(&name).cloned().unwrap_or_default(),
                 dns: lease.dns,
                 domain: lease.domain,
@@ -168,12 +198,17 @@ fn routers(table: &str) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let mut found: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
     for line in table.lines().skip(1) {
         let mut fields = line.split_whitespace();
-        let (Some(name), Some("00000000"), Some(gateway)) = (fields.next(), fields.next(), fields.next()) else {
+        let (Some(name), Some("00000000"), Some(gateway)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
             continue;
         };
         match u32::from_str_radix(gateway, 16) {
             Ok(raw) if raw != 0 => {
-                found.entry(name.to_owned()).or_default().push(Ipv4Addr::from(raw.to_ne_bytes()));
+                found
+                    .entry(name.to_owned())
+                    .or_default()
+                    .push(Ipv4Addr::from(raw.to_ne_bytes()));
             }
             _ => {}
         }
@@ -191,18 +226,32 @@ struct Lease {
 impl Lease {
     fn parse(text: &str) -> Self {
         let value = |key: &str| {
-            text.lines().find_map(|line| line.strip_prefix(key).and_then(|rest| rest.strip_prefix('='))).unwrap_or("")
+            text.lines()
+                .find_map(|line| {
+                    line.strip_prefix(key)
+                        .and_then(|rest| rest.strip_prefix('='))
+                })
+                .unwrap_or("")
         };
         Self {
-            dns: value("DNS").split_whitespace().filter_map(|text| text.parse().ok()).collect(),
-            domain: Some(value("DOMAINNAME").trim()).filter(|name| good_domain(name)).unwrap_or("").to_owned(),
+            dns: value("DNS")
+                .split_whitespace()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+            domain: Some(value("DOMAINNAME").trim())
+                .filter(|name| good_domain(name))
+                .unwrap_or("")
+                .to_owned(),
         }
     }
 }
 
 /// A DHCP server could send anything; a line break would be a line of its own in `resolv.conf`.
 fn good_domain(name: &str) -> bool {
-    name.len() <= 253 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+    name.len() <= 253
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
 }
 
 fn resolv_conf(uplinks: &[Uplink]) -> String {
@@ -216,7 +265,11 @@ fn resolv_conf(uplinks: &[Uplink]) -> String {
     for server in servers.iter().take(MAX_NAME_SERVERS) {
         text.push_str(&format!("nameserver {server}\n"));
     }
-    if let Some(domain) = uplinks.iter().map(|uplink| &uplink.domain).find(|domain| !domain.is_empty()) {
+    if let Some(domain) = uplinks
+        .iter()
+        .map(|uplink| &uplink.domain)
+        .find(|domain| !domain.is_empty())
+    {
         text.push_str(&format!("search {domain}\n"));
     }
     text
@@ -243,7 +296,12 @@ mod tests {
     fn a_system_is_seen_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let class = dir.path().join("class");
-        for (name, hardware) in [("eth0", true), ("bn1", false), ("tap1-0", false), ("lo", false)] {
+        for (name, hardware) in [
+            ("eth0", true),
+            ("bn1", false),
+            ("tap1-0", false),
+            ("lo", false),
+        ] {
             std::fs::create_dir_all(class.join(name)).unwrap();
             if hardware {
                 std::fs::create_dir(class.join(name).join("device")).unwrap();
@@ -277,21 +335,44 @@ mod tests {
         let text = resolv_conf(&found);
         write(&sources.resolv_conf, &text).unwrap();
         let text = std::fs::read_to_string(&sources.resolv_conf).unwrap();
-        assert!(text.ends_with("nameserver 10.0.2.3\nnameserver 192.0.2.53\nsearch site.example\n"), "{text}");
+        assert!(
+            text.ends_with("nameserver 10.0.2.3\nnameserver 192.0.2.53\nsearch site.example\n"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_lease_cannot_bring_lines_of_its_own() {
-        for text in ["", "DNS=", "DNS=999.1.1.1 x", "DOMAINNAME=a b", "DOMAINNAME=\u{e9}", "garbage\n\n=\n"] {
+        for text in [
+            "",
+            "DNS=",
+            "DNS=999.1.1.1 x",
+            "DOMAINNAME=a b",
+            "DOMAINNAME=\u{e9}",
+            "garbage\n\n=\n",
+        ] {
             assert_eq!(Lease::parse(text), Lease::default(), "{text}");
         }
     }
 
     #[test]
     fn name_servers_are_told_once_and_not_more_than_the_resolver_takes() {
-        let uplink = |dns: &[&str]| Uplink { dns: dns.iter().map(|d| d.parse().unwrap()).collect(), ..Uplink::default() };
-        let text = resolv_conf(&[uplink(&["192.0.2.1", "192.0.2.2"]), uplink(&["192.0.2.1", "2001:db8::1", "192.0.2.4"])]);
+        let uplink = |dns: &[&str]| Uplink {
+            dns: dns.iter().map(|d| d.parse().unwrap()).collect(),
+            ..Uplink::default()
+        };
+        let text = resolv_conf(&[
+            uplink(&["192.0.2.1", "192.0.2.2"]),
+            uplink(&["192.0.2.1", "2001:db8::1", "192.0.2.4"]),
+        ]);
         let lines: Vec<_> = text.lines().skip(1).collect();
-        assert_eq!(lines, ["nameserver 192.0.2.1", "nameserver 192.0.2.2", "nameserver 2001:db8::1"]);
+        assert_eq!(
+            lines,
+            [
+                "nameserver 192.0.2.1",
+                "nameserver 192.0.2.2",
+                "nameserver 2001:db8::1"
+            ]
+        );
     }
 }

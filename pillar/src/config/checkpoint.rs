@@ -57,12 +57,18 @@ pub fn load(
     own: DeviceId,
     secrets: impl FnOnce(&certs::Verified) -> Box<dyn Secrets>,
 ) -> Result<Option<InForce>, Error> {
-    let Some(container) = durable::read(&file(paths))? else { return Ok(None) };
+    let Some(container) = durable::read(&file(paths))? else {
+        return Ok(None);
+    };
     let kept = durable::read(&certs_file(paths))?.ok_or(Error::NoCertificates)?;
     let verified = certs::verify(&kept, root_pem, clock)?;
     let response: ConfigResponse = Envelope::parse(&container, MAX_REPLY)
         .and_then(|envelope| envelope.open_message(verified.certs.signing(), "ConfigResponse"))
         .map_err(Refusal::from)?;
     let config = accept(&response, own)?;
-    Ok(Some(InForce::new(config, &response.config_hash, &*secrets(&verified))))
+    Ok(Some(InForce::new(
+        config,
+        &response.config_hash,
+        &*secrets(&verified),
+    )))
 }

@@ -102,8 +102,14 @@ pub enum Refusal {
 pub fn accept(response: &ConfigResponse, own: DeviceId) -> Result<&EdgeDevConfig, Refusal> {
     let config = response.config.as_ref().ok_or(Refusal::Empty)?;
     let named = config.id.as_ref().map_or("", |id| id.uuid.as_str());
-    let named: DeviceId = named.parse().map_err(|_| Refusal::Nameless(named.chars().take(64).collect()))?;
-    if named == own { Ok(config) } else { Err(Refusal::OtherDevice { named, own }) }
+    let named: DeviceId = named
+        .parse()
+        .map_err(|_| Refusal::Nameless(named.chars().take(64).collect()))?;
+    if named == own {
+        Ok(config)
+    } else {
+        Err(Refusal::OtherDevice { named, own })
+    }
 }
 
 impl InForce {
@@ -111,7 +117,12 @@ impl InForce {
     #[must_use]
     pub fn new(config: &EdgeDevConfig, hash: &str, secrets: &dyn Secrets) -> Self {
         let translated = translate(config, secrets);
-        let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(256).collect::<String>();
+        let text = |text: &str| {
+            text.chars()
+                .filter(|c| !c.is_control())
+                .take(256)
+                .collect::<String>()
+        };
         Self {
             hash: hash.to_owned(),
             since: Some(SystemTime::now()),
@@ -130,19 +141,31 @@ impl InForce {
     /// The hash as people see it.
     #[must_use]
     pub fn short_hash(&self) -> String {
-        self.hash.chars().filter(char::is_ascii_graphic).take(12).collect()
+        self.hash
+            .chars()
+            .filter(char::is_ascii_graphic)
+            .take(12)
+            .collect()
     }
 
     /// Faults that belong to no object that is reported by itself.
     fn faults_of_device(&self) -> Option<String> {
         let mut texts = self.faults.iter().filter_map(|fault| match fault.object {
-            Object::Nameless | Object::Datastore(_) => Some(format!("{:?}: {}", fault.name, fault.message)),
+            Object::Nameless | Object::Datastore(_) => {
+                Some(format!("{:?}: {}", fault.name, fault.message))
+            }
             _ => None,
         });
         let first = texts.next()?;
         let more = texts.count();
-        let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-        Some(format!("a part of the config cannot be used: {first}{more}"))
+        let more = if more == 0 {
+            String::new()
+        } else {
+            format!(" (and {more} more)")
+        };
+        Some(format!(
+            "a part of the config cannot be used: {first}{more}"
+        ))
     }
 }
 
@@ -155,14 +178,23 @@ pub struct DeviceSecrets {
 }
 
 impl Secrets for DeviceSecrets {
-    fn open(&self, contexts: &[CipherContext], block: &CipherBlock) -> Result<EncryptionBlock, String> {
+    fn open(
+        &self,
+        contexts: &[CipherContext],
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, String> {
         let own = CertHash::of_pem_text(self.identity.ecdh_certificate().pem().as_bytes());
-        let context = cipher::find_context(contexts, block, &own).map_err(|error| error.to_string())?;
-        let certs = self.certs.as_ref().ok_or("the controller's certificates are not known yet")?;
-        let peer = certs
-            .exchange(&context.controller_cert_hash)
-            .ok_or("it is made with a key exchange certificate that the controller does not show")?;
-        let key = BlockKey::agree(&*self.identity, &peer.point).map_err(|error| error.to_string())?;
+        let context =
+            cipher::find_context(contexts, block, &own).map_err(|error| error.to_string())?;
+        let certs = self
+            .certs
+            .as_ref()
+            .ok_or("the controller's certificates are not known yet")?;
+        let peer = certs.exchange(&context.controller_cert_hash).ok_or(
+            "it is made with a key exchange certificate that the controller does not show",
+        )?;
+        let key =
+            BlockKey::agree(&*self.identity, &peer.point).map_err(|error| error.to_string())?;
         cipher::decrypt_secrets(&key, block).map_err(|error| error.to_string())
     }
 }
@@ -188,9 +220,14 @@ pub fn put_in_force(
         Some(text) => status.raise("config.parts", &text),
         None => status.clear("config.parts"),
     }
-    status.say("config", &format!("config applied {}{from}", in_force.short_hash()));
+    status.say(
+        "config",
+        &format!("config applied {}{from}", in_force.short_hash()),
+    );
+    // The first config is told even if it is empty: until then the reconcilers touch nothing.
+    let first = config.borrow().since.is_none();
     desired.send_if_modified(|known| {
-        let changed = **known != *in_force.desired;
+        let changed = first || **known != *in_force.desired;
         if changed {
             known.clone_from(&in_force.desired);
         }
@@ -217,7 +254,10 @@ enum Outcome {
 ///
 /// # Errors
 /// Never; the type is what the supervisor wants.
-pub async fn run(ctx: Arc<Context>, desired: watch::Sender<Arc<Desired>>) -> Result<(), std::convert::Infallible> {
+pub async fn run(
+    ctx: Arc<Context>,
+    desired: watch::Sender<Arc<Desired>>,
+) -> Result<(), std::convert::Infallible> {
     ctx.device_id().await;
     let mut attestation = ctx.attestation.subscribe();
     let tried = |attestation: &Attestation| *attestation != Attestation::Trying;
@@ -232,27 +272,37 @@ pub async fn run(ctx: Arc<Context>, desired: watch::Sender<Arc<Desired>>) -> Res
             Outcome::Good => {
                 ctx.status.clear("config");
                 ctx.in_contact();
-                ctx.contact.send_if_modified(|contact| !std::mem::replace(&mut contact.config_confirmed, true));
+                ctx.contact.send_if_modified(|contact| {
+                    !std::mem::replace(&mut contact.config_confirmed, true)
+                });
                 away = Backoff::new(AWAY, settings.config_interval);
             }
             Outcome::Refused(reason) => {
                 ctx.in_contact();
-                ctx.status.raise("config", &format!("config refused: {reason}; the last good one stays"));
+                ctx.status.raise(
+                    "config",
+                    &format!("config refused: {reason}; the last good one stays"),
+                );
             }
             Outcome::Token => {
                 ctx.in_contact();
                 tracing::info!("the controller wants another integrity token");
-                let granted = |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
+                let granted =
+                    |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
                 // While a try goes on already, there is nothing to be asked for.
                 if granted(&attestation.borrow_and_update()) {
                     ctx.reattest.notify_one();
                     let _ = tokio::time::timeout(WAIT_FOR_TOKEN, attestation.changed()).await;
                 }
-                let _ = tokio::time::timeout(3 * WAIT_FOR_TOKEN, attestation.wait_for(granted)).await;
+                let _ =
+                    tokio::time::timeout(3 * WAIT_FOR_TOKEN, attestation.wait_for(granted)).await;
                 delay = delay.min(Duration::from_secs(2));
             }
             Outcome::Unknown(error) => {
-                ctx.status.raise("config", &format!("the controller gives no config: {error}"));
+                ctx.status.raise(
+                    "config",
+                    &format!("the controller gives no config: {error}"),
+                );
                 ctx.reenrol.notify_one();
             }
             Outcome::Failed(error) => {
@@ -284,7 +334,10 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
         Attestation::Granted { token } => token.clone(),
         _ => Vec::new(),
     };
-    let request = ConfigRequest { config_hash: known.hash.clone(), integrity_token };
+    let request = ConfigRequest {
+        config_hash: known.hash.clone(),
+        integrity_token,
+    };
     let path = paths::config(own);
     let answer = match ctx.conn.post(&path, request.encode_to_vec()).await {
         Ok(answer) => answer,
@@ -322,10 +375,16 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
     }
     let secrets = DeviceSecrets {
         identity: ctx.identity.clone(),
-        certs: ctx.conn.known_certs().map(|verified| verified.certs.clone()),
+        certs: ctx
+            .conn
+            .known_certs()
+            .map(|verified| verified.certs.clone()),
     };
     let (response, in_force) = match tokio::task::spawn_blocking(move || {
-        let in_force = response.config.as_ref().map(|config| InForce::new(config, &response.config_hash, &secrets));
+        let in_force = response
+            .config
+            .as_ref()
+            .map(|config| InForce::new(config, &response.config_hash, &secrets));
         (response, in_force)
     })
     .await
@@ -337,7 +396,10 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
     tracing::debug!(hash = response.config_hash, "new config");
     // The whole container, so that the signature is there to be checked at the next start.
     if let Err(error) = durable::store(checkpoint::file(&ctx.paths), answer.body.to_vec()).await {
-        ctx.status.raise("disk", &format!("the config is applied but would not survive a power cut: {error}"));
+        ctx.status.raise(
+            "disk",
+            &format!("the config is applied but would not survive a power cut: {error}"),
+        );
     } else {
         ctx.status.clear("disk");
     }
@@ -356,7 +418,10 @@ mod tests {
     fn response(id: &str) -> ConfigResponse {
         ConfigResponse {
             config: Some(EdgeDevConfig {
-                id: Some(UuiDandVersion { uuid: id.to_owned(), version: String::new() }),
+                id: Some(UuiDandVersion {
+                    uuid: id.to_owned(),
+                    version: String::new(),
+                }),
                 ..EdgeDevConfig::default()
             }),
             config_hash: "hash".to_owned(),
@@ -370,13 +435,22 @@ mod tests {
         assert!(accept(&response(&OWN.to_uppercase()), own).is_ok());
         let other = accept(&response("00000000-0000-4000-8000-000000000001"), own).unwrap_err();
         assert!(matches!(other, Refusal::OtherDevice { .. }), "{other}");
-        assert!(matches!(accept(&response("me"), own), Err(Refusal::Nameless(_))));
-        assert!(matches!(accept(&ConfigResponse::default(), own), Err(Refusal::Empty)));
+        assert!(matches!(
+            accept(&response("me"), own),
+            Err(Refusal::Nameless(_))
+        ));
+        assert!(matches!(
+            accept(&ConfigResponse::default(), own),
+            Err(Refusal::Empty)
+        ));
     }
 
     #[test]
     fn the_hash_that_people_see_is_short_and_printable() {
-        let in_force = InForce { hash: "ab\ncd\u{1b}[0mefghijklmnop".to_owned(), ..InForce::default() };
+        let in_force = InForce {
+            hash: "ab\ncd\u{1b}[0mefghijklmnop".to_owned(),
+            ..InForce::default()
+        };
         assert_eq!(in_force.short_hash(), "abcd[0mefghi");
     }
 }

@@ -51,7 +51,11 @@ impl Settings {
                 refused.extend([refuse("not followed by this device".to_owned())]);
                 continue;
             };
-            let (Some((_, _, least, most)), Some(slot)) = (TIMERS.get(index), seconds.get_mut(index)) else { continue };
+            let (Some((_, _, least, most)), Some(slot)) =
+                (TIMERS.get(index), seconds.get_mut(index))
+            else {
+                continue;
+            };
             match item.value.trim().parse::<u64>() {
                 Ok(value) if (*least..=*most).contains(&value) => *slot = value,
                 _ => refused.extend([refuse(format!("expected seconds from {least} to {most}"))]),
@@ -60,7 +64,12 @@ impl Settings {
         for ((key, ..), value) in TIMERS.iter().zip(seconds) {
             known.insert((*key).to_owned(), value.to_string());
         }
-        let [config_interval, metric_interval, device_info_interval, cert_interval] = seconds.map(Duration::from_secs);
+        let [
+            config_interval,
+            metric_interval,
+            device_info_interval,
+            cert_interval,
+        ] = seconds.map(Duration::from_secs);
         Self {
             config_interval,
             metric_interval,
@@ -81,7 +90,10 @@ mod tests {
 
     #[test]
     fn values_within_limits_are_taken_and_others_told() {
-        let item = |key: &str, value: &str| ConfigItem { key: key.into(), value: value.into() };
+        let item = |key: &str, value: &str| ConfigItem {
+            key: key.into(),
+            value: value.into(),
+        };
         let config = EdgeDevConfig {
             config_items: vec![
                 item("timer.config.interval", "10"),
@@ -99,6 +111,13 @@ mod tests {
         assert_eq!(settings.epoch, 7);
         assert_eq!(settings.known["timer.config.interval"], "10");
         let refused: Vec<_> = settings.refused.keys().map(String::as_str).collect();
-        assert_eq!(refused, ["debug.enable.usb", "timer.deviceinfo.interval", "timer.metric.interval"]);
+        assert_eq!(
+            refused,
+            [
+                "debug.enable.usb",
+                "timer.deviceinfo.interval",
+                "timer.metric.interval"
+            ]
+        );
     }
 }

@@ -40,13 +40,24 @@ pub fn verify(raw: &[u8], root_pem: &[u8], clock: &Clock) -> Result<Verified, Er
     let certs = match ControllerCerts::verify(&set, root_pem, clock.now()) {
         // As with TLS: while nobody has told the time, dates do not count, and everything else does.
         Err(error @ CertsError::Chain { .. }) if !clock.trusted() => {
-            let ders: Vec<_> = set.certs.iter().filter_map(|cert| pem_to_der(&cert.cert).ok()).collect();
+            let ders: Vec<_> = set
+                .certs
+                .iter()
+                .filter_map(|cert| pem_to_der(&cert.cert).ok())
+                .collect();
             match time_within(ders.iter().map(Vec::as_slice)) {
-                Some(at) => ControllerCerts::verify(&set, root_pem, SystemTime::UNIX_EPOCH + Duration::from_secs(at))?,
+                Some(at) => ControllerCerts::verify(
+                    &set,
+                    root_pem,
+                    SystemTime::UNIX_EPOCH + Duration::from_secs(at),
+                )?,
                 None => return Err(error.into()),
             }
         }
         result => result?,
     };
-    Ok(Verified { certs, raw: raw.to_vec() })
+    Ok(Verified {
+        certs,
+        raw: raw.to_vec(),
+    })
 }

@@ -67,7 +67,9 @@ impl Error {
     #[must_use]
     pub fn worth_retrying(&self) -> bool {
         match self {
-            Self::Status { status, .. } => *status >= 500 || matches!(status, 401 | 403 | 407 | 408 | 429),
+            Self::Status { status, .. } => {
+                *status >= 500 || matches!(status, 401 | 403 | 407 | 408 | 429)
+            }
             _ => true,
         }
     }
@@ -75,7 +77,14 @@ impl Error {
     /// Whether the controller is to blame for being away, rather than for its answer.
     #[must_use]
     pub fn is_away(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Status { status: 502..=504, .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Status {
+                    status: 502..=504,
+                    ..
+                }
+        )
     }
 }
 
@@ -101,13 +110,23 @@ mod tests {
 
     #[test]
     fn what_is_retried() {
-        let status = |status| Error::Status { url: String::new(), status, hint: String::new() };
+        let status = |status| Error::Status {
+            url: String::new(),
+            status,
+            hint: String::new(),
+        };
         for code in [401, 403, 407, 408, 429, 500, 503, 599] {
             assert!(status(code).worth_retrying(), "{code}");
         }
         for code in [400, 404, 409, 413, 422] {
             assert!(!status(code).worth_retrying(), "{code}");
         }
-        assert!(Error::Unreachable { url: String::new(), reason: String::new() }.worth_retrying());
+        assert!(
+            Error::Unreachable {
+                url: String::new(),
+                reason: String::new()
+            }
+            .worth_retrying()
+        );
     }
 }

@@ -142,13 +142,19 @@ impl Connection {
 
     /// From now on the device has an id and needs no serial numbers on its requests.
     pub fn set_named(&self) {
-        self.inner.named.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.inner
+            .named
+            .store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// The certificates at hand, without asking anybody.
     #[must_use]
     pub fn known_certs(&self) -> Option<Arc<Verified>> {
-        self.inner.certs.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner
+            .certs
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Takes the certificates that were kept on disk, if they still verify.
@@ -168,7 +174,11 @@ impl Connection {
     }
 
     fn set_certs(&self, certs: Verified) {
-        *self.inner.certs.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certs));
+        *self
+            .inner
+            .certs
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certs));
     }
 
     /// Asks for the controller's certificates, verifies and keeps them.
@@ -180,15 +190,20 @@ impl Connection {
         let url = self.url(paths::CERTS);
         let answer = self.send(Method::GET, paths::CERTS, None, None).await?;
         // The signature is made with a key that the content itself names: what counts is the chain inside.
-        let reply = Envelope::parse(&answer.body, MAX_REPLY).map_err(|source| Error::Reply { url, source })?;
-        let certs = certs::verify(reply.payload_unchecked(), &self.inner.root_pem, &self.inner.clock)?;
-        let changed = self.known_certs().is_none_or(|known| known.raw != certs.raw);
+        let reply = Envelope::parse(&answer.body, MAX_REPLY)
+            .map_err(|source| Error::Reply { url, source })?;
+        let certs = certs::verify(
+            reply.payload_unchecked(),
+            &self.inner.root_pem,
+            &self.inner.clock,
+        )?;
+        let changed = self
+            .known_certs()
+            .is_none_or(|known| known.raw != certs.raw);
         let raw = certs.raw.clone();
         self.set_certs(certs.clone());
-        if changed {
-            if let Err(error) = durable::store(self.inner.certs_file.clone(), raw).await {
-                self.inner.status.raise("disk", &error.to_string());
-            }
+        if changed && let Err(error) = durable::store(self.inner.certs_file.clone(), raw).await {
+            self.inner.status.raise("disk", &error.to_string());
         }
         Ok(Arc::new(certs))
     }
@@ -213,7 +228,12 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::post`].
-    pub async fn post_as(&self, sender: Sender, path: &str, payload: Vec<u8>) -> Result<Answer, Error> {
+    pub async fn post_as(
+        &self,
+        sender: Sender,
+        path: &str,
+        payload: Vec<u8>,
+    ) -> Result<Answer, Error> {
         let body = seal(sender, payload).await?;
         let answer = self.send(Method::POST, path, Some(body), None).await?;
         // An answer without an envelope is authenticated by TLS alone: enough to keep a good clock good.
@@ -229,7 +249,10 @@ impl Connection {
     /// # Errors
     /// A signature that is not the controller's, or an answer that is no envelope.
     pub async fn open(&self, path: &str, answer: &Answer) -> Result<Vec<u8>, Error> {
-        let reply = |source| Error::Reply { url: self.url(path), source };
+        let reply = |source| Error::Reply {
+            url: self.url(path),
+            source,
+        };
         let envelope = Envelope::parse(&answer.body, MAX_REPLY).map_err(reply)?;
         let certs = self.certs().await?;
         let payload = match envelope.clone().open(certs.certs.signing()) {
@@ -257,7 +280,10 @@ impl Connection {
     ) -> Result<M, Error> {
         let answer = self.post(path, request.encode_to_vec()).await?;
         let payload = self.open(path, &answer).await?;
-        envelope::decode(&payload, what).map_err(|source| Error::Reply { url: self.url(path), source })
+        envelope::decode(&payload, what).map_err(|source| Error::Reply {
+            url: self.url(path),
+            source,
+        })
     }
 
     /// An envelope of the device's key, for other ways than a request.
@@ -282,11 +308,16 @@ impl Connection {
         headers: Option<HeaderMap>,
     ) -> Result<Answer, Error> {
         let url = self.url(path);
-        let mut request =
-            self.inner.http.request(method, &url).header("X-Request-Id", Uuid::new_v4().to_string());
+        let mut request = self
+            .inner
+            .http
+            .request(method, &url)
+            .header("X-Request-Id", Uuid::new_v4().to_string());
         if !self.inner.named.load(std::sync::atomic::Ordering::Relaxed) {
             let (hard, soft) = &self.inner.serials;
-            request = request.header("X-Serial-Number", header_text(hard)).header("X-Soft-Serial", header_text(soft));
+            request = request
+                .header("X-Serial-Number", header_text(hard))
+                .header("X-Soft-Serial", header_text(soft));
         }
         if let Some(headers) = headers {
             request = request.headers(headers);
@@ -300,17 +331,32 @@ impl Connection {
         };
         let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+        let date = response
+            .headers()
+            .get(DATE)
+            .and_then(|date| date.to_str().ok())
+            .map(str::to_owned);
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len().saturating_add(chunk.len()) > MAX_REPLY {
-                return Err(Error::TooLong { url, limit: MAX_REPLY });
+                return Err(Error::TooLong {
+                    url,
+                    limit: MAX_REPLY,
+                });
             }
             body.extend_from_slice(&chunk);
         }
         match status {
-            200 | 201 | 204 | 304 => Ok(Answer { status, body: body.freeze(), date }),
-            _ => Err(Error::Status { url, status, hint: hint(&body) }),
+            200 | 201 | 204 | 304 => Ok(Answer {
+                status,
+                body: body.freeze(),
+                date,
+            }),
+            _ => Err(Error::Status {
+                url,
+                status,
+                hint: hint(&body),
+            }),
         }
     }
 }
@@ -318,7 +364,12 @@ impl Connection {
 async fn seal(sender: Sender, payload: Vec<u8>) -> Result<Vec<u8>, Error> {
     // A TPM takes its time.
     tokio::task::spawn_blocking(move || {
-        envelope::seal(payload, &sender.hash, sender.certificate.as_deref(), &*sender.signer)
+        envelope::seal(
+            payload,
+            &sender.hash,
+            sender.certificate.as_deref(),
+            &*sender.signer,
+        )
     })
     .await
     .map_err(|error| Error::Sign(error.to_string()))?
@@ -327,7 +378,12 @@ async fn seal(sender: Sender, payload: Vec<u8>) -> Result<Vec<u8>, Error> {
 
 /// Visible ASCII, as a header value must be.
 fn header_text(text: &str) -> String {
-    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(256).collect::<String>().trim().to_owned()
+    text.chars()
+        .filter(|c| c.is_ascii_graphic() || *c == ' ')
+        .take(256)
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// The text of a short body, for people.

@@ -13,7 +13,8 @@ use super::window::Owner;
 use crate::domain::ids::AppId;
 
 /// The fields that are asked for; `__CURSOR` and the timestamps always come.
-pub const FIELDS: &str = "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID,_TRANSPORT";
+pub const FIELDS: &str =
+    "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID,_TRANSPORT";
 
 /// Longest line that is looked at. The journal cuts what a service prints at 48 KiB (`LineMax=`), and JSON may write a
 /// byte with six.
@@ -57,7 +58,10 @@ struct Fields {
 ///
 /// # Errors
 /// When the stream fails.
-pub async fn read_line(lines: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> std::io::Result<bool> {
+pub async fn read_line(
+    lines: &mut (impl AsyncBufRead + Unpin),
+    line: &mut Vec<u8>,
+) -> std::io::Result<bool> {
     loop {
         let bytes = lines.fill_buf().await?;
         if bytes.is_empty() {
@@ -113,14 +117,20 @@ pub fn parse(line: &[u8]) -> Option<Entry> {
 /// A cursor goes onto a command line.
 #[must_use]
 pub fn good_cursor(cursor: &str) -> bool {
-    (1..=512).contains(&cursor.len()) && cursor.chars().all(|c| c.is_ascii_alphanumeric() || "=;-_".contains(c))
+    (1..=512).contains(&cursor.len())
+        && cursor
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "=;-_".contains(c))
 }
 
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Array(items) if items.iter().all(Value::is_u64) => {
-            let bytes: Vec<u8> = items.iter().filter_map(|n| u8::try_from(n.as_u64()?).ok()).collect();
+            let bytes: Vec<u8> = items
+                .iter()
+                .filter_map(|n| u8::try_from(n.as_u64()?).ok())
+                .collect();
             Some(String::from_utf8_lossy(&bytes).into_owned())
         }
         // The first of several values.
@@ -167,7 +177,9 @@ mod tests {
     const APP: &str = "11111111-2222-4333-8444-555555555555";
 
     fn line(extra: &str) -> String {
-        format!("{{\"__CURSOR\":\"s=a;i=1\",\"__REALTIME_TIMESTAMP\":\"1795204800123456\"{extra}}}\n")
+        format!(
+            "{{\"__CURSOR\":\"s=a;i=1\",\"__REALTIME_TIMESTAMP\":\"1795204800123456\"{extra}}}\n"
+        )
     }
 
     #[test]
@@ -185,7 +197,10 @@ mod tests {
                 source: "systemd".into(),
                 iid: "1".into(),
                 content: "Started".into(),
-                timestamp: Some(LogTime { seconds: 1_795_204_800, nanos: 123_456_000 }),
+                timestamp: Some(LogTime {
+                    seconds: 1_795_204_800,
+                    nanos: 123_456_000
+                }),
                 ..LogEntry::default()
             }
         );
@@ -193,12 +208,19 @@ mod tests {
 
     #[test]
     fn an_entry_of_an_app_goes_by_its_unit_and_nothing_else() {
-        let unit = format!(r#","_SYSTEMD_UNIT":"skerry-app-{APP}.service","_TRANSPORT":"stdout","MESSAGE":"hello""#);
+        let unit = format!(
+            r#","_SYSTEMD_UNIT":"skerry-app-{APP}.service","_TRANSPORT":"stdout","MESSAGE":"hello""#
+        );
         let entry = parse(line(&unit).as_bytes()).unwrap();
         assert_eq!(entry.owner, Owner::App(AppId(APP.parse().unwrap())));
-        assert_eq!((entry.log.source.as_str(), entry.log.content.as_str()), ("stdout", "hello"));
+        assert_eq!(
+            (entry.log.source.as_str(), entry.log.content.as_str()),
+            ("stdout", "hello")
+        );
         // What systemd says of the unit is the device's log; a service cannot set a field that begins with `_`.
-        let about = format!(r#","_SYSTEMD_UNIT":"init.scope","UNIT":"skerry-app-{APP}.service","MESSAGE":"Started""#);
+        let about = format!(
+            r#","_SYSTEMD_UNIT":"init.scope","UNIT":"skerry-app-{APP}.service","MESSAGE":"Started""#
+        );
         assert_eq!(parse(line(&about).as_bytes()).unwrap().owner, Owner::Device);
     }
 
@@ -213,7 +235,11 @@ mod tests {
             (r#","MESSAGE":{"a":1}"#, ""),
         ];
         for (extra, content) in table {
-            assert_eq!(parse(line(extra).as_bytes()).unwrap().log.content, content, "{extra}");
+            assert_eq!(
+                parse(line(extra).as_bytes()).unwrap().log.content,
+                content,
+                "{extra}"
+            );
         }
         let long = line(&format!(r#","MESSAGE":"{}""#, "\u{e9}".repeat(MAX_CONTENT)));
         assert!(parse(long.as_bytes()).unwrap().log.content.len() <= MAX_CONTENT + 6);
@@ -221,7 +247,14 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_is_passed_over() {
-        for text in ["", "\n", "{}", "[1]", "garbage", r#"{"__CURSOR":"--root=/x y","__REALTIME_TIMESTAMP":"1"}"#] {
+        for text in [
+            "",
+            "\n",
+            "{}",
+            "[1]",
+            "garbage",
+            r#"{"__CURSOR":"--root=/x y","__REALTIME_TIMESTAMP":"1"}"#,
+        ] {
             assert_eq!(parse(text.as_bytes()), None, "{text}");
         }
     }

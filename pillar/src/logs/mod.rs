@@ -18,7 +18,7 @@ pub mod journal;
 pub mod window;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,7 +32,6 @@ use tokio::time::Instant;
 
 use self::window::{Owner, Window};
 use crate::backoff::Backoff;
-use crate::conn;
 use crate::context::Context;
 use crate::domain::ids::AppId as DomainAppId;
 use crate::durable;
@@ -64,14 +63,14 @@ pub fn cursor_file(paths: &Paths) -> PathBuf {
     paths.pillar().join("journal-cursor")
 }
 
-/// Ships logs for as long as the agent lives.
+/// Ships logs for as long as the agent lives. `program` is journalctl.
 ///
 /// # Errors
 /// When the journal cannot be read; the supervisor starts this again.
-pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     let device = ctx.device_id().await;
     let cursor = kept_cursor(&ctx.paths);
-    let mut child = journalctl(cursor.as_deref())?;
+    let mut child = journalctl(&program, cursor.as_deref())?;
     let stdout = child.stdout.take().ok_or(Error::Ended)?;
     let shipper = Shipper { ctx, device };
     let result = follow(BufReader::with_capacity(16 * 1024, stdout), shipper).await;
@@ -82,18 +81,32 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
 
 fn kept_cursor(paths: &Paths) -> Option<String> {
     let bytes = durable::read(&cursor_file(paths)).ok()??;
-    String::from_utf8(bytes).ok().filter(|cursor| journal::good_cursor(cursor))
+    String::from_utf8(bytes)
+        .ok()
+        .filter(|cursor| journal::good_cursor(cursor))
 }
 
-fn journalctl(cursor: Option<&str>) -> std::io::Result<Child> {
-    let mut command = Command::new("journalctl");
-    command.args(["--follow", "--no-pager", "--quiet", "--all", "--output=json", journal::FIELDS]);
+fn journalctl(program: &Path, cursor: Option<&str>) -> std::io::Result<Child> {
+    let mut command = Command::new(program);
+    command.args([
+        "--follow",
+        "--no-pager",
+        "--quiet",
+        "--all",
+        "--output=json",
+        journal::FIELDS,
+    ]);
     match cursor {
         Some(cursor) => command.arg(format!("--after-cursor={cursor}")),
         // The first start: everything since the machine came up.
         None => command.args(["--boot", "--no-tail"]),
     };
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn()
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
 }
 
 async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> Result<(), Error> {
@@ -129,12 +142,13 @@ async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> R
             }
             unkept = cursor.or(unkept);
         }
-        if kept_at.elapsed() >= KEEP_CURSOR {
-            if let Some(cursor) = unkept.take() {
-                kept_at = Instant::now();
-                if let Err(error) = durable::store(cursor_file(&shipper.ctx.paths), cursor.into_bytes()).await {
-                    shipper.ctx.status.raise("disk", &error.to_string());
-                }
+        if kept_at.elapsed() >= KEEP_CURSOR
+            && let Some(cursor) = unkept.take()
+        {
+            kept_at = Instant::now();
+            let file = cursor_file(&shipper.ctx.paths);
+            if let Err(error) = durable::store(file, cursor.into_bytes()).await {
+                shipper.ctx.status.raise("disk", &error.to_string());
             }
         }
     }
@@ -153,7 +167,11 @@ impl Shipper {
             if entries.is_empty() {
                 continue;
             }
-            let bundle = Bundle { origin: self.origin(owner), made: self.now(), entries };
+            let bundle = Bundle {
+                origin: self.origin(owner),
+                made: self.now(),
+                entries,
+            };
             match bundle.encode() {
                 Ok(bytes) => self.send(owner, bytes).await,
                 Err(LogsError::TooLarge { .. }) if bundle.entries.len() > 1 => {
@@ -186,12 +204,14 @@ impl Shipper {
                 Err(error) if !error.worth_retrying() => {
                     unwanted += 1;
                     if unwanted >= UNWANTED_TRIES {
-                        self.ctx.status.raise("logs", &format!("the controller does not take logs: {error}"));
+                        self.ctx.status.raise(
+                            "logs",
+                            &format!("the controller does not take logs: {error}"),
+                        );
                         return;
                     }
                 }
-                // Everybody meets these; the config loop tells of them.
-                Err(conn::Error::Unreachable { .. }) => {}
+                Err(error) if error.is_away() => self.ctx.doubt_contact(),
                 Err(error) => tracing::debug!(%error, "logs not sent yet"),
             }
             tokio::select! {
@@ -214,12 +234,19 @@ impl Shipper {
 
     fn app_name(&self, app: DomainAppId) -> String {
         let config = self.ctx.config.borrow();
-        config.desired.apps.get(&app).map_or_else(|| app.to_string(), |app| app.name.clone())
+        config
+            .desired
+            .apps
+            .get(&app)
+            .map_or_else(|| app.to_string(), |app| app.name.clone())
     }
 
     fn now(&self) -> u32 {
         let now: SystemTime = self.ctx.clock.now();
-        now.duration_since(UNIX_EPOCH).ok().and_then(|since| u32::try_from(since.as_secs()).ok()).unwrap_or(0)
+        now.duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|since| u32::try_from(since.as_secs()).ok())
+            .unwrap_or(0)
     }
 }
 

@@ -47,7 +47,6 @@ impl Window {
     }
 
     /// What is in it, and the cursor of its last entry.
-    #[must_use]
     pub fn close(self) -> (impl Iterator<Item = (Owner, Vec<LogEntry>)>, Option<String>) {
         (self.batches.into_iter(), self.cursor)
     }

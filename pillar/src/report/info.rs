@@ -19,10 +19,11 @@ use protocol::eve::Timestamp;
 use protocol::eve::config::ZNetworkInstType;
 use protocol::eve::info::z_info_msg::InfoContent;
 use protocol::eve::info::{
-    AttestationInfo, AttestationState, ErrorInfo, HwSecurityModuleStatus, Severity, VolumeResources, ZDeviceState,
-    ZInfoApp, ZInfoAppInstance, ZInfoConfigItem, ZInfoConfigItemStatus, ZInfoContentTree, ZInfoDevSw, ZInfoDevice,
-    ZInfoDns, ZInfoManufacturer, ZInfoMsg, ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume,
-    ZNetworkInstanceState, ZSwState, ZmetIpAssignmentEntry,
+    AttestationInfo, AttestationState, ErrorInfo, HwSecurityModuleStatus, Severity,
+    VolumeResources, ZDeviceState, ZInfoApp, ZInfoAppInstance, ZInfoConfigItem,
+    ZInfoConfigItemStatus, ZInfoContentTree, ZInfoDevSw, ZInfoDevice, ZInfoDns, ZInfoManufacturer,
+    ZInfoMsg, ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, ZNetworkInstanceState,
+    ZSwState, ZmetIpAssignmentEntry,
 };
 
 use super::procfs::{self, Memory};
@@ -31,7 +32,8 @@ use crate::config::translate::{Fault, Object};
 use crate::context::Attestation;
 use crate::domain::ids::{AppId, ContentId, NetworkId, VolumeId};
 use crate::domain::observed::{
-    AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble, VolumeStatus,
+    AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble,
+    VolumeStatus,
 };
 use crate::paths::Paths;
 use crate::status::Troubles;
@@ -87,7 +89,7 @@ impl Hardware {
     pub fn read(machine: &Machine, version: &str, tpm: bool, paths: &Paths) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let storage = nix::sys::statvfs::statvfs(&paths.persist)
-            .map_or(0, |fs| u64::from(fs.blocks()).saturating_mul(u64::from(fs.fragment_size())));
+            .map_or(0, |fs| fs.blocks().saturating_mul(fs.fragment_size()));
         Self {
             manufacturer: ZInfoManufacturer {
                 manufacturer: machine.manufacturer.clone(),
@@ -101,7 +103,8 @@ impl Hardware {
                 ..ZInfoManufacturer::default()
             },
             version: version.to_owned(),
-            cpus: std::thread::available_parallelism().map_or(0, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            cpus: std::thread::available_parallelism()
+                .map_or(0, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib: Memory::parse(&read("/proc/meminfo")).total / MIB,
             storage_mib: storage / MIB,
             tpm,
@@ -119,7 +122,12 @@ pub fn same(one: &ZInfoMsg, other: &ZInfoMsg) -> bool {
 impl Snapshot {
     /// One message an object.
     #[must_use]
-    pub fn messages(&self, device: &str, hardware: &Hardware, now: SystemTime) -> BTreeMap<Key, ZInfoMsg> {
+    pub fn messages(
+        &self,
+        device: &str,
+        hardware: &Hardware,
+        now: SystemTime,
+    ) -> BTreeMap<Key, ZInfoMsg> {
         let message = |kind: ZInfoTypes, content| ZInfoMsg {
             ztype: kind.into(),
             dev_id: device.to_owned(),
@@ -129,16 +137,26 @@ impl Snapshot {
         let mut all = BTreeMap::new();
         for fault in &self.config.faults {
             let (key, kind, content) = match fault.object {
-                Object::App(id) => (Key::App(id), ZInfoTypes::ZiApp, InfoContent::Ainfo(app_fault(id, fault))),
-                Object::Volume(id) => {
-                    (Key::Volume(id), ZInfoTypes::ZiVolume, InfoContent::Vinfo(volume_fault(id, fault)))
-                }
-                Object::Content(id) => {
-                    (Key::Content(id), ZInfoTypes::ZiContentTree, InfoContent::Cinfo(content_fault(id, fault)))
-                }
-                Object::Network(id) => {
-                    (Key::Network(id), ZInfoTypes::ZiNetworkInstance, InfoContent::Niinfo(network_fault(id, fault)))
-                }
+                Object::App(id) => (
+                    Key::App(id),
+                    ZInfoTypes::ZiApp,
+                    InfoContent::Ainfo(app_fault(id, fault)),
+                ),
+                Object::Volume(id) => (
+                    Key::Volume(id),
+                    ZInfoTypes::ZiVolume,
+                    InfoContent::Vinfo(volume_fault(id, fault)),
+                ),
+                Object::Content(id) => (
+                    Key::Content(id),
+                    ZInfoTypes::ZiContentTree,
+                    InfoContent::Cinfo(content_fault(id, fault)),
+                ),
+                Object::Network(id) => (
+                    Key::Network(id),
+                    ZInfoTypes::ZiNetworkInstance,
+                    InfoContent::Niinfo(network_fault(id, fault)),
+                ),
                 // These are on the board of troubles.
                 Object::Datastore(_) | Object::Nameless => continue,
             };
@@ -146,30 +164,45 @@ impl Snapshot {
         }
         for (id, status) in &self.observed.networks {
             let content = InfoContent::Niinfo(self.network(*id, status));
-            all.entry(Key::Network(*id)).or_insert_with(|| message(ZInfoTypes::ZiNetworkInstance, content));
+            all.entry(Key::Network(*id))
+                .or_insert_with(|| message(ZInfoTypes::ZiNetworkInstance, content));
         }
         for (id, status) in &self.observed.contents {
             let content = InfoContent::Cinfo(self.content(*id, status));
-            all.entry(Key::Content(*id)).or_insert_with(|| message(ZInfoTypes::ZiContentTree, content));
+            all.entry(Key::Content(*id))
+                .or_insert_with(|| message(ZInfoTypes::ZiContentTree, content));
         }
         for (id, status) in &self.observed.volumes {
             let content = InfoContent::Vinfo(self.volume(*id, status));
-            all.entry(Key::Volume(*id)).or_insert_with(|| message(ZInfoTypes::ZiVolume, content));
+            all.entry(Key::Volume(*id))
+                .or_insert_with(|| message(ZInfoTypes::ZiVolume, content));
         }
         for (id, status) in &self.observed.apps {
             let content = InfoContent::Ainfo(self.app(*id, status));
             // An app that runs from an earlier config shows the fault of the new one.
-            all.entry(Key::App(*id)).or_insert_with(|| message(ZInfoTypes::ZiApp, content));
+            all.entry(Key::App(*id))
+                .or_insert_with(|| message(ZInfoTypes::ZiApp, content));
         }
-        all.insert(Key::Device, message(ZInfoTypes::ZiDevice, InfoContent::Dinfo(self.device(hardware))));
+        all.insert(
+            Key::Device,
+            message(
+                ZInfoTypes::ZiDevice,
+                InfoContent::Dinfo(self.device(hardware)),
+            ),
+        );
         all
     }
 
     fn device(&self, hardware: &Hardware) -> ZInfoDevice {
-        let boot = std::fs::read_to_string("/proc/stat").ok().and_then(|stat| procfs::parse_boot_time(&stat));
+        let boot = std::fs::read_to_string("/proc/stat")
+            .ok()
+            .and_then(|stat| procfs::parse_boot_time(&stat));
         let names = &self.config.names;
         let servers = |uplinks: &[Uplink]| {
-            uplinks.iter().flat_map(|uplink| uplink.dns.iter().map(IpAddr::to_string)).collect::<Vec<_>>()
+            uplinks
+                .iter()
+                .flat_map(|uplink| uplink.dns.iter().map(IpAddr::to_string))
+                .collect::<Vec<_>>()
         };
         ZInfoDevice {
             machine_arch: std::env::consts::ARCH.to_owned(),
@@ -180,7 +213,10 @@ impl Snapshot {
             storage: hardware.storage_mib,
             minfo: Some(hardware.manufacturer.clone()),
             network: self.uplinks.iter().map(uplink).collect(),
-            dns: Some(ZInfoDns { dn_sservers: servers(&self.uplinks), ..ZInfoDns::default() }),
+            dns: Some(ZInfoDns {
+                dn_sservers: servers(&self.uplinks),
+                ..ZInfoDns::default()
+            }),
             boot_time: boot.map(timestamp),
             sw_list: vec![ZInfoDevSw {
                 activated: true,
@@ -190,8 +226,12 @@ impl Snapshot {
                 ..ZInfoDevSw::default()
             }],
             host_name: hardware.hostname.clone(),
-            hsm_status: if hardware.tpm { HwSecurityModuleStatus::Enabled } else { HwSecurityModuleStatus::Notfound }
-                .into(),
+            hsm_status: if hardware.tpm {
+                HwSecurityModuleStatus::Enabled
+            } else {
+                HwSecurityModuleStatus::Notfound
+            }
+            .into(),
             config_item_status: Some(self.config_items()),
             app_instances: self
                 .observed
@@ -215,13 +255,22 @@ impl Snapshot {
     }
 
     fn config_items(&self) -> ZInfoConfigItemStatus {
-        let item = |value: &str, error: &str| ZInfoConfigItem { value: value.to_owned(), error: error.to_owned() };
+        let item = |value: &str, error: &str| ZInfoConfigItem {
+            value: value.to_owned(),
+            error: error.to_owned(),
+        };
         let settings = &self.config.settings;
-        let mut config_items: HashMap<String, ZInfoConfigItem> =
-            settings.known.iter().map(|(key, value)| (key.clone(), item(value, ""))).collect();
+        let mut config_items: HashMap<String, ZInfoConfigItem> = settings
+            .known
+            .iter()
+            .map(|(key, value)| (key.clone(), item(value, "")))
+            .collect();
         config_items.insert("skerry.config.hash".to_owned(), item(&self.config.hash, ""));
         for (topic, trouble) in &self.troubles {
-            config_items.insert(format!("skerry.trouble.{topic}"), item("", &trouble.message));
+            config_items.insert(
+                format!("skerry.trouble.{topic}"),
+                item("", &trouble.message),
+            );
         }
         let mut unknown_config_items = HashMap::new();
         for (key, (value, reason)) in &settings.refused {
@@ -232,7 +281,10 @@ impl Snapshot {
                 }
             }
         }
-        ZInfoConfigItemStatus { config_items, unknown_config_items }
+        ZInfoConfigItemStatus {
+            config_items,
+            unknown_config_items,
+        }
     }
 
     fn app(&self, id: AppId, status: &AppStatus) -> ZInfoApp {
@@ -255,7 +307,12 @@ impl Snapshot {
             state: self.app_state(id, status).into(),
             network: network.collect(),
             volume_refs: wanted
-                .map(|app| app.volumes.iter().map(|mount| mount.volume.to_string()).collect())
+                .map(|app| {
+                    app.volumes
+                        .iter()
+                        .map(|mount| mount.volume.to_string())
+                        .collect()
+                })
                 .unwrap_or_default(),
             ..ZInfoApp::default()
         }
@@ -274,30 +331,58 @@ impl Snapshot {
     }
 
     fn waits_for(&self, id: AppId) -> ZSwState {
-        let Some(app) = self.config.desired.apps.get(&id) else { return ZSwState::Initial };
+        let Some(app) = self.config.desired.apps.get(&id) else {
+            return ZSwState::Initial;
+        };
         for mount in &app.volumes {
-            if self.observed.volumes.get(&mount.volume).is_some_and(|volume| volume.ready) {
+            if self
+                .observed
+                .volumes
+                .get(&mount.volume)
+                .is_some_and(|volume| volume.ready)
+            {
                 continue;
             }
-            let content = self.config.desired.volumes.get(&mount.volume).map(|volume| volume.content);
-            return match content.and_then(|content| self.observed.contents.get(&content)).map(|c| &c.phase) {
+            let content = self
+                .config
+                .desired
+                .volumes
+                .get(&mount.volume)
+                .map(|volume| volume.content);
+            return match content
+                .and_then(|content| self.observed.contents.get(&content))
+                .map(|c| &c.phase)
+            {
                 Some(ContentPhase::Downloading { .. }) => ZSwState::DownloadStarted,
                 Some(ContentPhase::Ready) => ZSwState::CreatingVolume,
                 _ => ZSwState::Initial,
             };
         }
-        let networks_up = app
-            .interfaces
-            .iter()
-            .all(|interface| self.observed.networks.get(&interface.network).is_some_and(|network| network.up));
-        if networks_up { ZSwState::Initial } else { ZSwState::Awaitnetworkinstance }
+        let networks_up = app.interfaces.iter().all(|interface| {
+            self.observed
+                .networks
+                .get(&interface.network)
+                .is_some_and(|network| network.up)
+        });
+        if networks_up {
+            ZSwState::Initial
+        } else {
+            ZSwState::Awaitnetworkinstance
+        }
     }
 
     fn content(&self, id: ContentId, status: &ContentStatus) -> ZInfoContentTree {
-        let digest = self.config.desired.contents.get(&id).map_or("", |content| content.digest.as_str());
+        let digest = self
+            .config
+            .desired
+            .contents
+            .get(&id)
+            .map_or("", |content| content.digest.as_str());
         let (state, progress) = match status.phase {
             ContentPhase::Waiting => (ZSwState::Initial, 0),
-            ContentPhase::Downloading { done, total } => (ZSwState::DownloadStarted, percent(done, total)),
+            ContentPhase::Downloading { done, total } => {
+                (ZSwState::DownloadStarted, percent(done, total))
+            }
             ContentPhase::Ready => (ZSwState::Loaded, 100),
         };
         ZInfoContentTree {
@@ -313,11 +398,18 @@ impl Snapshot {
 
     fn volume(&self, id: VolumeId, status: &VolumeStatus) -> ZInfoVolume {
         let wanted = self.config.desired.volumes.get(&id);
-        let state = if status.ready { ZSwState::CreatedVolume } else { ZSwState::CreatingVolume };
+        let state = if status.ready {
+            ZSwState::CreatedVolume
+        } else {
+            ZSwState::CreatingVolume
+        };
         ZInfoVolume {
             uuid: id.to_string(),
             display_name: status.name.clone(),
-            resources: Some(VolumeResources { max_size_bytes: status.size_bytes, cur_size_bytes: status.used_bytes }),
+            resources: Some(VolumeResources {
+                max_size_bytes: status.size_bytes,
+                cur_size_bytes: status.used_bytes,
+            }),
             state: state.into(),
             progress_percentage: if status.ready { 100 } else { 0 },
             volume_err: status.trouble.as_ref().map(error_of),
@@ -338,10 +430,20 @@ impl Snapshot {
             inst_type: ZNetworkInstType::ZnetInstLocal as u32,
             displayname: status.name.clone(),
             activated: status.up,
-            ports: self.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
+            ports: self
+                .uplinks
+                .iter()
+                .map(|uplink| uplink.name.clone())
+                .collect(),
             bridge_name: status.bridge.clone(),
-            bridge_num: status.bridge.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0),
-            bridge_ip_addr: wanted.map(|network| network.gateway.to_string()).unwrap_or_default(),
+            bridge_num: status
+                .bridge
+                .trim_start_matches(|c: char| !c.is_ascii_digit())
+                .parse()
+                .unwrap_or(0),
+            bridge_ip_addr: wanted
+                .map(|network| network.gateway.to_string())
+                .unwrap_or_default(),
             ip_assignments: status
                 .leases
                 .values()
@@ -378,8 +480,14 @@ fn uplink(uplink: &Uplink) -> ZInfoNetwork {
 
 fn attestation(attestation: &Attestation) -> AttestationInfo {
     match attestation {
-        Attestation::Trying => AttestationInfo { state: AttestationState::AttestWait.into(), error: None },
-        Attestation::Granted { .. } => AttestationInfo { state: AttestationState::Complete.into(), error: None },
+        Attestation::Trying => AttestationInfo {
+            state: AttestationState::AttestWait.into(),
+            error: None,
+        },
+        Attestation::Granted { .. } => AttestationInfo {
+            state: AttestationState::Complete.into(),
+            error: None,
+        },
         Attestation::Failed { reason, at } => AttestationInfo {
             state: AttestationState::RestartWait.into(),
             error: Some(error_info(reason, *at, None)),
@@ -433,7 +541,11 @@ fn error_of(trouble: &Trouble) -> ErrorInfo {
 
 fn error_info(message: &str, at: Option<SystemTime>, retry_at: Option<SystemTime>) -> ErrorInfo {
     // What is tried again by itself is a warning; what waits for somebody is an error.
-    let severity = if retry_at.is_some() { Severity::Warning } else { Severity::Error };
+    let severity = if retry_at.is_some() {
+        Severity::Warning
+    } else {
+        Severity::Error
+    };
     ErrorInfo {
         description: message.to_owned(),
         timestamp: at.map(timestamp),
@@ -449,7 +561,9 @@ fn error_info(message: &str, at: Option<SystemTime>, retry_at: Option<SystemTime
 fn percent(done: u64, total: Option<u64>) -> u32 {
     let total = u128::from(total.unwrap_or(0));
     // Complete is what has been verified, so the last percent stays open.
-    (u128::from(done) * 100).checked_div(total).map_or(0, |percent| u32::try_from(percent.min(99)).unwrap_or(99))
+    (u128::from(done) * 100)
+        .checked_div(total)
+        .map_or(0, |percent| u32::try_from(percent.min(99)).unwrap_or(99))
 }
 
 /// A point in time as it goes over the wire.

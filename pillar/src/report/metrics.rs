@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use protocol::eve::metrics::metric_item::MetricItemValue;
 use protocol::eve::metrics::z_metric_msg::MetricContent;
 use protocol::eve::metrics::{
-    AppCpuMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric, MemoryMetric, MetricItem,
-    MetricItemType, ZMetricMsg, ZMetricProcess, ZMetricVolume,
+    AppCpuMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric,
+    MemoryMetric, MetricItem, MetricItemType, ZMetricMsg, ZMetricProcess, ZMetricVolume,
 };
 use protocol::ids::DeviceId;
 
@@ -34,18 +34,27 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
     let mut processes = vec![process(own_pid, "pillar", memory, boot)];
     let mut items = Vec::new();
     if let Some(pss) = procfs::pss(own_pid) {
-        items.push(item(format!("skerry.process.{own_pid}.pssBytes"), MetricItemValue::Uint64Value(pss)));
+        items.push(item(
+            format!("skerry.process.{own_pid}.pssBytes"),
+            MetricItemValue::Uint64Value(pss),
+        ));
     }
     let mut apps = Vec::new();
     for (id, status) in &observed.apps {
         let wanted = config.desired.apps.get(id);
         apps.push(app(*id, status, wanted.map_or(0, |app| app.memory_mib)));
-        items.push(item(format!("skerry.app.{id}.restarts"), MetricItemValue::Uint32Value(status.restarts)));
+        items.push(item(
+            format!("skerry.app.{id}.restarts"),
+            MetricItemValue::Uint32Value(status.restarts),
+        ));
         let native = wanted.is_some_and(|app| app.runtime == Runtime::ContainerNative);
         if let (Some(pid), false) = (status.pid, native) {
             processes.push(process(pid, "skerry-vmm", memory, boot));
             if let Some(own) = procfs::monitor_own(pid) {
-                items.push(item(format!("skerry.process.{pid}.pssBytes"), MetricItemValue::Uint64Value(own)));
+                items.push(item(
+                    format!("skerry.process.{pid}.pssBytes"),
+                    MetricItemValue::Uint64Value(own),
+                ));
             }
         }
     }
@@ -57,14 +66,20 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
         free_bytes: volume.size_bytes.saturating_sub(volume.used_bytes),
         ..ZMetricVolume::default()
     });
-    let allocated: u32 = config.desired.apps.values().map(|app| app.memory_mib).fold(0, u32::saturating_add);
+    let allocated: u32 = config
+        .desired
+        .apps
+        .values()
+        .map(|app| app.memory_mib)
+        .fold(0, u32::saturating_add);
     let dm = DeviceMetric {
         memory: Some(memory_metric(memory.used(), memory.available)),
         cpu_metric: Some(cpu(procfs::parse_cpu(&stat, ticks()), boot)),
         device_memory: Some(DeviceMemoryMetric {
             memory_mb: mib(memory.total),
             allocated_apps_mb: allocated,
-            used_eve_mb: mib(memory.used()).saturating_sub(apps.iter().map(used_mib).fold(0, u32::saturating_add)),
+            used_eve_mb: mib(memory.used())
+                .saturating_sub(apps.iter().map(used_mib).fold(0, u32::saturating_add)),
             ..DeviceMemoryMetric::default()
         }),
         disk: disk(ctx).into_iter().collect(),
@@ -86,8 +101,14 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
 
 fn app(id: AppId, status: &AppStatus, allocated_mib: u32) -> AppMetric {
     let cgroup = status.pid.and_then(procfs::cgroup);
-    let used = cgroup.as_deref().and_then(procfs::cgroup_memory).unwrap_or(0);
-    let time = cgroup.as_deref().and_then(procfs::cgroup_cpu).unwrap_or_default();
+    let used = cgroup
+        .as_deref()
+        .and_then(procfs::cgroup_memory)
+        .unwrap_or(0);
+    let time = cgroup
+        .as_deref()
+        .and_then(procfs::cgroup_cpu)
+        .unwrap_or_default();
     let since = match status.phase {
         AppPhase::Running { since } => Some(since),
         _ => None,
@@ -98,7 +119,10 @@ fn app(id: AppId, status: &AppStatus, allocated_mib: u32) -> AppMetric {
         app_name: status.name.clone(),
         cpu: Some(cpu(time, since)),
         memory: Some(memory_metric(used, available)),
-        app_memory: Some(AppMemoryMetric { allocated_mb: allocated_mib, used_mb: mib(used) }),
+        app_memory: Some(AppMemoryMetric {
+            allocated_mb: allocated_mib,
+            used_mb: mib(used),
+        }),
         ..AppMetric::default()
     }
 }
@@ -107,18 +131,26 @@ fn used_mib(app: &AppMetric) -> u32 {
     app.app_memory.as_ref().map_or(0, |memory| memory.used_mb)
 }
 
-fn process(pid: u32, name: &str, memory: Memory, boot: Option<SystemTime>) -> Option<ZMetricProcess> {
+fn process(
+    pid: u32,
+    name: &str,
+    memory: Memory,
+    boot: Option<SystemTime>,
+) -> Option<ZMetricProcess> {
     let process = Process::read(pid)?;
     Some(ZMetricProcess {
         pid: i32::try_from(pid).ok()?,
         name: name.to_owned(),
         user_process: name != "pillar",
         watched: true,
-        num_fds: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| i32::try_from(fds.count()).unwrap_or(0)),
+        num_fds: std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .map_or(0, |fds| i32::try_from(fds.count()).unwrap_or(0)),
         num_threads: i32::try_from(process.threads).unwrap_or(0),
         user_time: process.user.as_secs_f64(),
         system_time: process.system.as_secs_f64(),
-        create_time: boot.and_then(|boot| boot.checked_add(process.started)).map(timestamp),
+        create_time: boot
+            .and_then(|boot| boot.checked_add(process.started))
+            .map(timestamp),
         vm_bytes: process.virtual_bytes,
         rss_bytes: process.resident_bytes,
         memory_percent: percentage(process.resident_bytes, memory.total) as f32,
@@ -128,9 +160,9 @@ fn process(pid: u32, name: &str, memory: Memory, boot: Option<SystemTime>) -> Op
 
 fn disk(ctx: &Context) -> Option<DiskMetric> {
     let fs = nix::sys::statvfs::statvfs(&ctx.paths.persist).ok()?;
-    let unit = u64::from(fs.fragment_size());
-    let total = u64::from(fs.blocks()).saturating_mul(unit);
-    let free = u64::from(fs.blocks_available()).saturating_mul(unit);
+    let unit = fs.fragment_size();
+    let total = fs.blocks().saturating_mul(unit);
+    let free = fs.blocks_available().saturating_mul(unit);
     Some(DiskMetric {
         mount_path: ctx.paths.persist.display().to_string(),
         total: total / MIB,
@@ -145,7 +177,11 @@ fn item(key: String, value: MetricItemValue) -> MetricItem {
         MetricItemValue::Uint32Value(_) => MetricItemType::MetricItemCounter,
         _ => MetricItemType::MetricItemGauge,
     };
-    MetricItem { key, r#type: kind.into(), metric_item_value: Some(value) }
+    MetricItem {
+        key,
+        r#type: kind.into(),
+        metric_item_value: Some(value),
+    }
 }
 
 fn cpu(time: Duration, since: Option<SystemTime>) -> AppCpuMetric {
@@ -168,7 +204,11 @@ fn memory_metric(used: u64, available: u64) -> MemoryMetric {
 }
 
 fn percentage(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 * 100.0 / whole as f64
+    }
 }
 
 fn mib(bytes: u64) -> u32 {

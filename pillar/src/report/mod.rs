@@ -41,7 +41,12 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub async fn run_info(ctx: Arc<Context>) -> Result<(), Infallible> {
     let device = ctx.device_id().await;
     let path = paths::info(device);
-    let hardware = Hardware::read(&ctx.machine, &ctx.version, ctx.identity.tpm().is_some(), &ctx.paths);
+    let hardware = Hardware::read(
+        &ctx.machine,
+        &ctx.version,
+        ctx.identity.tpm().is_some(),
+        &ctx.paths,
+    );
     let mut sources = Sources::new(&ctx);
     let mut contact = ctx.contact.subscribe();
     let mut returns = contact.borrow_and_update().returns;
@@ -62,10 +67,15 @@ pub async fn run_info(ctx: Arc<Context>) -> Result<(), Infallible> {
             epoch = now_epoch;
             whole_at = Instant::now() + interval.mul_f64(0.8 + 0.4 * fraction());
         }
-        let messages = sources.snapshot().messages(&device.to_string(), &hardware, ctx.clock.now());
+        let messages = sources
+            .snapshot()
+            .messages(&device.to_string(), &hardware, ctx.clock.now());
         sent.retain(|key, _| messages.contains_key(key));
         for (key, message) in messages {
-            if sent.get(&key).is_none_or(|before| !info::same(before, &message)) {
+            if sent
+                .get(&key)
+                .is_none_or(|before| !info::same(before, &message))
+            {
                 queue.put(key, message.clone(), Instant::now());
                 sent.insert(key, message);
             }
@@ -79,6 +89,7 @@ pub async fn run_info(ctx: Arc<Context>) -> Result<(), Infallible> {
                     if error.is_away() {
                         // The others would meet the same; each has its own time to be tried again.
                         queue.hold(Instant::now());
+                        ctx.doubt_contact();
                     }
                 }
                 Err(error) => {
@@ -115,13 +126,14 @@ pub async fn run_metrics(ctx: Arc<Context>) -> Result<(), Infallible> {
         let sent_at = Instant::now();
         let restarts = restarts(&ctx);
         let snapshot = ctx.clone();
-        let message = tokio::task::spawn_blocking(move || metrics::collect(&snapshot, device)).await;
+        let message =
+            tokio::task::spawn_blocking(move || metrics::collect(&snapshot, device)).await;
         // What was freed since the last time goes back to the kernel; the budget counts resident memory.
         trim();
-        if let Ok(message) = message {
-            if let Err(error) = ctx.conn.post(&path, message.encode_to_vec()).await {
-                tracing::debug!(%error, "metrics lost");
-            }
+        if let Ok(message) = message
+            && let Err(error) = ctx.conn.post(&path, message.encode_to_vec()).await
+        {
+            tracing::debug!(%error, "metrics lost");
         }
         loop {
             let interval = config.borrow_and_update().settings.metric_interval;
@@ -139,7 +151,12 @@ pub async fn run_metrics(ctx: Arc<Context>) -> Result<(), Infallible> {
 }
 
 fn restarts(ctx: &Context) -> BTreeMap<AppId, u32> {
-    ctx.observed.borrow().apps.iter().map(|(id, app)| (*id, app.restarts)).collect()
+    ctx.observed
+        .borrow()
+        .apps
+        .iter()
+        .map(|(id, app)| (*id, app.restarts))
+        .collect()
 }
 
 fn trim() {
@@ -152,7 +169,6 @@ fn trim() {
 
 /// Everything that info is made of, watched.
 struct Sources {
-    ctx: Arc<Context>,
     observed: tokio::sync::watch::Receiver<Arc<crate::domain::observed::Observed>>,
     config: tokio::sync::watch::Receiver<Arc<crate::config::InForce>>,
     uplinks: tokio::sync::watch::Receiver<Vec<crate::uplink::Uplink>>,
@@ -168,7 +184,6 @@ impl Sources {
             uplinks: ctx.uplinks.clone(),
             attestation: ctx.attestation.subscribe(),
             troubles: ctx.status.troubles(),
-            ctx: ctx.clone(),
         }
     }
 
@@ -194,6 +209,5 @@ impl Sources {
             // A writer is gone and its supervisor will say so; do not spin until it is back.
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
-        let _ = &self.ctx;
     }
 }

@@ -18,7 +18,10 @@ impl Memory {
     /// From `/proc/meminfo`.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        Self { total: kib(text, "MemTotal:"), available: kib(text, "MemAvailable:") }
+        Self {
+            total: kib(text, "MemTotal:"),
+            available: kib(text, "MemAvailable:"),
+        }
     }
 
     /// What is in use.
@@ -59,7 +62,12 @@ pub fn parse_cpu(stat: &str, ticks_per_second: u64) -> Duration {
 /// Start of the machine, from `/proc/stat`.
 #[must_use]
 pub fn parse_boot_time(stat: &str) -> Option<SystemTime> {
-    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    let seconds = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()?;
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
@@ -91,7 +99,9 @@ impl Process {
         let fields: Vec<&str> = tail.split_whitespace().collect();
         // Numbered from 3 (state) in proc(5).
         let field = |number: usize| fields.get(number.checked_sub(3)?)?.parse::<u64>().ok();
-        let time = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second.max(1));
+        let time = |ticks: u64| {
+            Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second.max(1))
+        };
         Some(Self {
             name,
             user: time(field(14)?),
@@ -107,9 +117,18 @@ impl Process {
     #[must_use]
     pub fn read(pid: u32) -> Option<Self> {
         // SAFETY: sysconf takes a number and gives a number.
-        let (ticks, page) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
+        let (ticks, page) = unsafe {
+            (
+                libc::sysconf(libc::_SC_CLK_TCK),
+                libc::sysconf(libc::_SC_PAGESIZE),
+            )
+        };
         let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::parse(&String::from_utf8_lossy(&stat), u64::try_from(ticks).ok()?, u64::try_from(page).ok()?)
+        Self::parse(
+            &String::from_utf8_lossy(&stat),
+            u64::try_from(ticks).ok()?,
+            u64::try_from(page).ok()?,
+        )
     }
 }
 
@@ -158,14 +177,20 @@ impl<'a> Mapping<'a> {
         let permissions = fields.next()?;
         // Offset, device, inode.
         let path = fields.nth(3).unwrap_or("");
-        Some(Self { size: to.checked_sub(from)?, permissions, path })
+        Some(Self {
+            size: to.checked_sub(from)?,
+            permissions,
+            path,
+        })
     }
 }
 
 /// Whether a mapping of a monitor is guest RAM: writable memory of at least 8 MiB that is no heap, stack or file of the
 /// disk. The least guest has 16 MiB, in at most a few pieces; a monitor's own arenas and stacks are far below.
 fn guest_ram(mapping: &Mapping<'_>) -> bool {
-    let memory = mapping.path.is_empty() || mapping.path.starts_with("/memfd:") || mapping.path.starts_with("[anon");
+    let memory = mapping.path.is_empty()
+        || mapping.path.starts_with("/memfd:")
+        || mapping.path.starts_with("[anon");
     mapping.size >= 8 * 1024 * 1024 && mapping.permissions.starts_with("rw") && memory
 }
 
@@ -186,7 +211,11 @@ fn parse_cgroup(text: &str) -> Option<&str> {
 /// Memory that a cgroup uses, in bytes.
 #[must_use]
 pub fn cgroup_memory(cgroup: &Path) -> Option<u64> {
-    std::fs::read_to_string(cgroup.join("memory.current")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(cgroup.join("memory.current"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Processor time that a cgroup used.
@@ -196,7 +225,12 @@ pub fn cgroup_cpu(cgroup: &Path) -> Option<Duration> {
 }
 
 fn parse_cpu_stat(text: &str) -> Option<Duration> {
-    let microseconds = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.trim().parse().ok()?;
+    let microseconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Duration::from_micros(microseconds))
 }
 
@@ -206,7 +240,9 @@ mod tests {
 
     #[test]
     fn memory_of_the_machine() {
-        let memory = Memory::parse("MemTotal:        2035000 kB\nMemFree:  100 kB\nMemAvailable:    1900000 kB\n");
+        let memory = Memory::parse(
+            "MemTotal:        2035000 kB\nMemFree:  100 kB\nMemAvailable:    1900000 kB\n",
+        );
         assert_eq!(memory.total, 2_035_000 * 1024);
         assert_eq!(memory.used(), 135_000 * 1024);
         assert_eq!(Memory::parse("rubbish"), Memory::default());
@@ -216,7 +252,10 @@ mod tests {
     fn processor_time_of_the_machine() {
         let stat = "cpu  100 0 50 9999 77 1 2 3 0 0\ncpu0 1 2 3 4\nbtime 1795204800\n";
         assert_eq!(parse_cpu(stat, 100), Duration::from_millis(1560));
-        assert_eq!(parse_boot_time(stat), Some(UNIX_EPOCH + Duration::from_secs(1_795_204_800)));
+        assert_eq!(
+            parse_boot_time(stat),
+            Some(UNIX_EPOCH + Duration::from_secs(1_795_204_800))
+        );
         assert_eq!(parse_cpu("", 100), Duration::ZERO);
     }
 
@@ -232,7 +271,10 @@ mod tests {
         assert_eq!(process.virtual_bytes, 20480);
         assert_eq!(process.resident_bytes, 25 * 4096);
         for cut in 0..stat.len() - 24 {
-            assert!(Process::parse(&stat[..cut], 100, 4096).is_none_or(|p| p.resident_bytes < 26 * 4096));
+            assert!(
+                Process::parse(&stat[..cut], 100, 4096)
+                    .is_none_or(|p| p.resident_bytes < 26 * 4096)
+            );
         }
     }
 
@@ -264,7 +306,10 @@ mod tests {
             Some("system.slice/skerry-app-1.service")
         );
         assert_eq!(parse_cgroup("0::/../../x\n"), None);
-        assert_eq!(parse_cpu_stat("usage_usec 1500000\nuser_usec 1\n"), Some(Duration::from_millis(1500)));
+        assert_eq!(
+            parse_cpu_stat("usage_usec 1500000\nuser_usec 1\n"),
+            Some(Duration::from_millis(1500))
+        );
         assert_eq!(parse_cpu_stat(""), None);
     }
 }

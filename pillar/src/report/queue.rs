@@ -33,7 +33,14 @@ impl Queue {
         match self.waiting.get_mut(&key) {
             Some(waiting) => waiting.message = message,
             None => {
-                self.waiting.insert(key, Waiting { message, at: now, delay: None });
+                self.waiting.insert(
+                    key,
+                    Waiting {
+                        message,
+                        at: now,
+                        delay: None,
+                    },
+                );
             }
         }
     }
@@ -56,7 +63,11 @@ impl Queue {
 
     /// The controller has `message`, or never wants it. A newer one of the object stays.
     pub fn done(&mut self, key: &Key, message: &ZInfoMsg) {
-        if self.waiting.get(key).is_some_and(|waiting| waiting.message == *message) {
+        if self
+            .waiting
+            .get(key)
+            .is_some_and(|waiting| waiting.message == *message)
+        {
             self.waiting.remove(key);
         }
     }
@@ -64,7 +75,9 @@ impl Queue {
     /// The controller did not take it.
     pub fn failed(&mut self, key: &Key, now: Instant) {
         if let Some(waiting) = self.waiting.get_mut(key) {
-            let delay = waiting.delay.map_or(FLOOR, |delay| (delay * 2).min(CEILING));
+            let delay = waiting
+                .delay
+                .map_or(FLOOR, |delay| (delay * 2).min(CEILING));
             waiting.delay = Some(delay);
             waiting.at = now + delay;
         }
@@ -72,7 +85,11 @@ impl Queue {
 
     /// Nobody answers: what is due waits for the least delay.
     pub fn hold(&mut self, now: Instant) {
-        for waiting in self.waiting.values_mut().filter(|waiting| waiting.at <= now) {
+        for waiting in self
+            .waiting
+            .values_mut()
+            .filter(|waiting| waiting.at <= now)
+        {
             waiting.at = now + FLOOR;
         }
     }
@@ -91,7 +108,10 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> ZInfoMsg {
-        ZInfoMsg { dev_id: text.to_owned(), ..ZInfoMsg::default() }
+        ZInfoMsg {
+            dev_id: text.to_owned(),
+            ..ZInfoMsg::default()
+        }
     }
 
     #[test]
@@ -124,7 +144,10 @@ mod tests {
         assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
         queue.failed(&Key::Device, now);
         queue.put(Key::Device, message("two"), now);
-        assert!(queue.due(now).is_none(), "a newer message does not jump the delay");
+        assert!(
+            queue.due(now).is_none(),
+            "a newer message does not jump the delay"
+        );
         queue.all_due(now);
         assert_eq!(queue.due(now).unwrap().1, message("two"));
     }
@@ -134,7 +157,11 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(Key::Device, message("one"), now);
-        queue.put(Key::App(crate::domain::ids::AppId(uuid::Uuid::nil())), message("two"), now);
+        queue.put(
+            Key::App(crate::domain::ids::AppId(uuid::Uuid::nil())),
+            message("two"),
+            now,
+        );
         queue.failed(&Key::Device, now);
         queue.hold(now);
         assert!(queue.due(now).is_none());

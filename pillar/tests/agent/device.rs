@@ -33,6 +33,19 @@ pub struct Running {
     lines: Arc<Mutex<Vec<String>>>,
 }
 
+/// The program in a process of its own.
+pub struct Program {
+    pub child: Child,
+    pub status: PathBuf,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 struct Tpm(Child);
 
 impl Drop for Tpm {
@@ -46,7 +59,12 @@ impl Device {
     pub fn new(site: &Site) -> Self {
         let dir = TempDir::new().unwrap();
         let path = |name: &str| dir.path().join(name);
-        let paths = Paths { config: path("config"), persist: path("persist"), run: path("run"), lib: path("lib") };
+        let paths = Paths {
+            config: path("config"),
+            persist: path("persist"),
+            run: path("run"),
+            lib: path("lib"),
+        };
         for dir in [&paths.config, &paths.persist, &paths.run, &paths.lib] {
             std::fs::create_dir(dir).unwrap();
         }
@@ -55,7 +73,10 @@ impl Device {
         put("root-certificate.pem", &site.root.pem);
         put("v2tlsbaseroot-certificates.pem", &site.root.pem);
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let certificate = CertificateParams::new(Vec::new())
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         put("onboard.cert.pem", &certificate.pem());
         put("onboard.key.pem", &key.serialize_pem());
         put("soft_serial", "soft-1");
@@ -74,7 +95,11 @@ impl Device {
             owns_machine: false,
             paths,
         };
-        Self { dir, options, _tpm: None }
+        Self {
+            dir,
+            options,
+            _tpm: None,
+        }
     }
 
     /// With a simulated TPM.
@@ -143,12 +168,42 @@ impl Device {
         self.dir.path()
     }
 
+    /// The program itself, as a process of its own that ends with the value; its status lines go to a file.
+    pub fn start_program(&self) -> Program {
+        let paths = self.paths();
+        let status = self.dir.path().join("status");
+        let child = Command::new(env!("CARGO_BIN_EXE_pillar"))
+            .arg("run")
+            .arg("--guest")
+            .args([Path::new("--config"), &paths.config])
+            .args([Path::new("--persist"), &paths.persist])
+            .args([Path::new("--run"), &paths.run])
+            .args([Path::new("--lib"), &paths.lib])
+            .args([Path::new("--tpm"), &self.options.tpm])
+            .args([Path::new("--status"), &status])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Program { child, status }
+    }
+
     pub fn start(&self) -> Running {
         let (status, lines) = Status::to_memory();
         let (observed, observed_in) = watch::channel(Arc::new(Observed::default()));
         let (desired_out, desired) = watch::channel(Arc::new(Desired::default()));
-        let task = tokio::spawn(agent::run(self.options.clone(), status, desired_out, observed_in));
-        Running { task, desired, observed, lines }
+        let task = tokio::spawn(agent::run(
+            self.options.clone(),
+            status,
+            desired_out,
+            observed_in,
+        ));
+        Running {
+            task,
+            desired,
+            observed,
+            lines,
+        }
     }
 }
 
@@ -156,7 +211,10 @@ impl Running {
     /// Waits for a status line that begins with `beginning`, and gives it.
     pub async fn line(&self, beginning: &str) -> String {
         for _ in 0..1500 {
-            let found = self.lines().into_iter().find(|line| line.starts_with(beginning));
+            let found = self
+                .lines()
+                .into_iter()
+                .find(|line| line.starts_with(beginning));
             if let Some(found) = found {
                 return found;
             }
@@ -171,7 +229,11 @@ impl Running {
 
     /// Waits until the device is to be something.
     pub async fn desires(&mut self, what: impl FnMut(&Arc<Desired>) -> bool) -> Arc<Desired> {
-        tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what)).await.unwrap().unwrap().clone()
+        tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what))
+            .await
+            .unwrap()
+            .unwrap()
+            .clone()
     }
 
     /// Switches the device off and waits until it is.

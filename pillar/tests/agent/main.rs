@@ -4,21 +4,16 @@
 mod device;
 mod pki;
 mod site;
+mod telemetry;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use pillar::domain::ids::AppId;
-use pillar::domain::observed::{AppPhase, AppStatus, Observed};
 use protocol::eve::common::Ipspec;
-use protocol::eve::config::{ConfigItem, EdgeDevConfig, NetworkInstanceConfig, UuiDandVersion, ZNetworkInstType};
+use protocol::eve::config::{
+    ConfigItem, EdgeDevConfig, NetworkInstanceConfig, UuiDandVersion, ZNetworkInstType,
+};
 use protocol::eve::info::z_info_msg::InfoContent;
-use protocol::eve::info::{AttestationState, ZInfoApp, ZInfoDevice, ZSwState};
-use protocol::eve::metrics::metric_item::MetricItemValue;
-use protocol::eve::metrics::z_metric_msg::MetricContent;
-use protocol::logs::Origin;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use protocol::eve::info::{AttestationState, ZInfoDevice};
 use uuid::Uuid;
 
 use device::{Device, Running};
@@ -28,22 +23,35 @@ use site::{Answer, Site, State};
 fn config(name: &str) -> EdgeDevConfig {
     EdgeDevConfig {
         network_instances: vec![NetworkInstanceConfig {
-            uuidandversion: Some(UuiDandVersion { uuid: Uuid::from_u128(7).to_string(), version: "1".into() }),
+            uuidandversion: Some(UuiDandVersion {
+                uuid: Uuid::from_u128(7).to_string(),
+                version: "1".into(),
+            }),
             displayname: name.into(),
             inst_type: ZNetworkInstType::ZnetInstLocal.into(),
             activate: true,
-            ip: Some(Ipspec { subnet: "10.1.0.0/24".into(), ..Ipspec::default() }),
+            ip: Some(Ipspec {
+                subnet: "10.1.0.0/24".into(),
+                ..Ipspec::default()
+            }),
             ..NetworkInstanceConfig::default()
         }],
         // The shortest that EVE allows, so that a test without link need not wait long.
-        config_items: vec![ConfigItem { key: "timer.config.interval".into(), value: "5".into() }],
+        config_items: vec![ConfigItem {
+            key: "timer.config.interval".into(),
+            value: "5".into(),
+        }],
         device_name: "box".into(),
         ..EdgeDevConfig::default()
     }
 }
 
 fn names(desired: &pillar::domain::desired::Desired) -> Vec<String> {
-    desired.networks.values().map(|network| network.name.clone()).collect()
+    desired
+        .networks
+        .values()
+        .map(|network| network.name.clone())
+        .collect()
 }
 
 async fn in_force(running: &mut Running, name: &str) {
@@ -51,17 +59,22 @@ async fn in_force(running: &mut Running, name: &str) {
 }
 
 fn device_infos(state: &State) -> Vec<ZInfoDevice> {
-    let devices = state.infos.iter().filter_map(|message| match &message.info_content {
-        Some(InfoContent::Dinfo(device)) => Some(device.clone()),
-        _ => None,
-    });
+    let devices = state
+        .infos
+        .iter()
+        .filter_map(|message| match &message.info_content {
+            Some(InfoContent::Dinfo(device)) => Some(device.clone()),
+            _ => None,
+        });
     devices.collect()
 }
 
 /// The text of a trouble as the controller was told last.
 fn trouble(state: &State, topic: &str) -> Option<String> {
     let items = device_infos(state).pop()?.config_item_status?.config_items;
-    items.get(&format!("skerry.trouble.{topic}")).map(|item| item.error.clone())
+    items
+        .get(&format!("skerry.trouble.{topic}"))
+        .map(|item| item.error.clone())
 }
 
 async fn started(site: &Site) -> (Device, Running) {
@@ -70,7 +83,8 @@ async fn started(site: &Site) -> (Device, Running) {
     let mut running = device.start();
     in_force(&mut running, "one").await;
     // From here on changes are told.
-    site.until("the link is open", |state| (state.proofs > 0).then_some(())).await;
+    site.until("the link is open", |state| (state.proofs > 0).then_some(()))
+        .await;
     (device, running)
 }
 
@@ -79,33 +93,69 @@ async fn a_device_without_a_tpm_enrols_attests_and_is_what_it_should_be() {
     let site = Site::start().await;
     let (_device, running) = started(&site).await;
     let id = site.with(|state| state.device);
-    assert_eq!(running.line("skerry: starting").await, "skerry: starting 1.2.3");
+    assert_eq!(
+        running.line("skerry: starting").await,
+        "skerry: starting 1.2.3"
+    );
     let enrolled = running.line("skerry: enrolled").await;
-    assert_eq!(enrolled, format!("skerry: enrolled as {id} at localhost:{}", site.address.port()));
+    assert_eq!(
+        enrolled,
+        format!(
+            "skerry: enrolled as {id} at localhost:{}",
+            site.address.port()
+        )
+    );
     running.line("skerry: attested").await;
-    assert_eq!(running.line("skerry: config applied").await, "skerry: config applied first");
+    assert_eq!(
+        running.line("skerry: config applied").await,
+        "skerry: config applied first"
+    );
 
     let info = site
         .until("device info says so", |state| {
             device_infos(state).into_iter().find(|info| {
-                info.device_name == "box" && info.attestation_info.as_ref().unwrap().state() == AttestationState::Complete
+                info.device_name == "box"
+                    && info.attestation_info.as_ref().unwrap().state() == AttestationState::Complete
             })
         })
         .await;
     assert_eq!(info.sw_list[0].short_version, "1.2.3");
-    assert_eq!(info.config_item_status.unwrap().config_items["skerry.config.hash"].value, "first");
-    site.until("the second question finds nothing new", |state| (state.not_modified > 0).then_some(())).await;
+    assert_eq!(
+        info.config_item_status.unwrap().config_items["skerry.config.hash"].value,
+        "first"
+    );
+    site.until("the second question finds nothing new", |state| {
+        (state.not_modified > 0).then_some(())
+    })
+    .await;
     site.with(|state| {
         // Without a TPM there is nothing to verify, and versions are told all the same.
         assert_eq!(state.quotes[0].1.system, "1.2.3");
-        assert_eq!(state.headers["/api/v2/edgedevice/register x-soft-serial"], "soft-1");
+        assert_eq!(
+            state.headers["/api/v2/edgedevice/register x-soft-serial"],
+            "soft-1"
+        );
         assert!(!state.headers["/api/v2/edgedevice/register x-serial-number"].is_empty());
-        assert!(!state.headers.contains_key(&format!("/api/v2/edgedevice/id/{id}/config x-soft-serial")));
-        assert_eq!(state.headers["/api/v2/edgedevice/uuid content-type"], "application/x-proto-binary");
+        assert!(
+            !state
+                .headers
+                .contains_key(&format!("/api/v2/edgedevice/id/{id}/config x-soft-serial"))
+        );
+        assert_eq!(
+            state.headers["/api/v2/edgedevice/uuid content-type"],
+            "application/x-proto-binary"
+        );
     });
-    let metrics = site.until("metrics come", |state| state.metrics.first().cloned()).await;
+    let metrics = site
+        .until("metrics come", |state| state.metrics.first().cloned())
+        .await;
     assert_eq!(metrics.dev_id, id.to_string());
-    assert!(metrics.pr.iter().any(|process| process.name == "pillar" && process.rss_bytes > 1 << 20));
+    assert!(
+        metrics
+            .pr
+            .iter()
+            .any(|process| process.name == "pillar" && process.rss_bytes > 1 << 20)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +167,10 @@ async fn a_device_with_a_tpm_shows_a_quote_that_holds() {
     in_force(&mut running, "one").await;
     site.with(|state| {
         assert!(state.attestation_certificate.is_some());
-        assert_eq!(state.quotes.iter().map(|quote| quote.0).collect::<Vec<_>>(), [true]);
+        assert_eq!(
+            state.quotes.iter().map(|quote| quote.0).collect::<Vec<_>>(),
+            [true]
+        );
     });
     let before = site.with(|state| state.registered.clone());
     running.cut().await;
@@ -127,7 +180,12 @@ async fn a_device_with_a_tpm_shows_a_quote_that_holds() {
     let running = device.start();
     running.line("skerry: attested").await;
     assert_eq!(site.with(|state| state.registered.clone()), before);
-    let registered = site.with(|state| state.seen.iter().any(|request| request.contains("register")));
+    let registered = site.with(|state| {
+        state
+            .seen
+            .iter()
+            .any(|request| request.contains("register"))
+    });
     assert!(!registered, "a device that is known needs no registration");
 }
 
@@ -147,16 +205,36 @@ async fn a_config_that_is_no_good_is_refused_and_the_last_good_one_stays() {
         site.with(|state| state.config = config("evil"));
         site.answer_with(answer);
         let text = site
-            .until(&format!("{told} is told"), |state| trouble(state, "config").filter(|text| text.contains(reason)))
+            .until(&format!("{told} is told"), |state| {
+                trouble(state, "config").filter(|text| text.contains(reason))
+            })
             .await;
-        assert!(text.starts_with("config refused: ") && text.ends_with("; the last good one stays"), "{text}");
-        assert!(running.lines().iter().any(|line| line.starts_with("skerry: trouble: ") && line.contains(reason)));
-        assert_eq!(names(&running.desired.borrow()), [if index == 0 { "one".to_owned() } else { format!("good{}", index - 1) }]);
+        assert!(
+            text.starts_with("config refused: ") && text.ends_with("; the last good one stays"),
+            "{text}"
+        );
+        assert!(
+            running
+                .lines()
+                .iter()
+                .any(|line| line.starts_with("skerry: trouble: ") && line.contains(reason))
+        );
+        assert_eq!(
+            names(&running.desired.borrow()),
+            [if index == 0 {
+                "one".to_owned()
+            } else {
+                format!("good{}", index - 1)
+            }]
+        );
 
         let good = format!("good{index}");
         site.configure(&good, config(&good));
         in_force(&mut running, &good).await;
-        site.until("the trouble is over", |state| trouble(state, "config").is_none().then_some(())).await;
+        site.until("the trouble is over", |state| {
+            trouble(state, "config").is_none().then_some(())
+        })
+        .await;
     }
 }
 
@@ -169,8 +247,13 @@ async fn without_its_controller_a_device_starts_from_the_checkpoint() {
     site.with(|state| state.down = true);
     let mut running = device.start();
     in_force(&mut running, "one").await;
-    assert_eq!(running.line("skerry: config applied").await, "skerry: config applied first from checkpoint");
-    running.line("skerry: trouble: no answer from https://localhost").await;
+    assert_eq!(
+        running.line("skerry: config applied").await,
+        "skerry: config applied first from checkpoint"
+    );
+    running
+        .line("skerry: trouble: no answer from https://localhost")
+        .await;
 
     // Back again: the device finds its controller by itself.
     site.with(|state| {
@@ -179,7 +262,10 @@ async fn without_its_controller_a_device_starts_from_the_checkpoint() {
         state.hash = "second".into();
     });
     in_force(&mut running, "two").await;
-    site.until("the trouble is over", |state| trouble(state, "controller").is_none().then_some(())).await;
+    site.until("the trouble is over", |state| {
+        trouble(state, "controller").is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +280,10 @@ async fn a_checkpoint_that_the_controller_did_not_sign_for_this_device_is_not_fo
     let mut bad = good.clone();
     let last = bad.len() - 1;
     bad[last] ^= 1;
-    for (content, reason) in [(bad, "signature is wrong"), (b"garbage".to_vec(), "checkpoint: ")] {
+    for (content, reason) in [
+        (bad, "signature is wrong"),
+        (b"garbage".to_vec(), "checkpoint: "),
+    ] {
         pillar::durable::write(&file, &content).unwrap();
         let running = device.start();
         let line = running.line("skerry: trouble: checkpoint: ").await;
@@ -234,9 +323,13 @@ async fn a_refused_quote_is_told_and_the_device_is_not_configured() {
     });
     let device = Device::new(&site);
     let running = device.start();
-    running.line("skerry: trouble: attestation: the controller refuses").await;
+    running
+        .line("skerry: trouble: attestation: the controller refuses")
+        .await;
     let error = site
-        .until("device info tells it", |state| device_infos(state).pop()?.attestation_info?.error)
+        .until("device info tells it", |state| {
+            device_infos(state).pop()?.attestation_info?.error
+        })
         .await;
     assert!(error.description.contains("refuses"), "{error:?}");
     assert!(names(&running.desired.borrow()).is_empty());
@@ -263,7 +356,10 @@ async fn a_controller_of_somebody_else_is_not_followed() {
     let running = device.start();
     let line = running.line("skerry: trouble: not enrolled").await;
     assert!(line.contains("root-certificate.pem"), "{line}");
-    assert!(site.with(|state| state.registered.is_none()), "nothing was shown to it");
+    assert!(
+        site.with(|state| state.registered.is_none()),
+        "nothing was shown to it"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -287,164 +383,39 @@ async fn once_the_time_is_known_certificates_must_be_valid_at_it() {
         let address = site.address;
         async move {
             let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-            tokio_rustls::TlsConnector::from(tls).connect("localhost".try_into().unwrap(), tcp).await
+            tokio_rustls::TlsConnector::from(tls)
+                .connect("localhost".try_into().unwrap(), tcp)
+                .await
         }
     };
     let clock = pillar::clock::Clock::unset(SystemTime::now());
     dial(clock.clone()).await.unwrap();
     clock.learn("Fri, 20 Nov 2026 20:00:00 GMT");
-    let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let now = jiff::Timestamp::now()
+        .strftime("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string();
     clock.learn(&now);
     assert!(clock.trusted());
     let error = dial(clock).await.unwrap_err().to_string();
-    assert!(error.contains("NotValidYet") || error.contains("not valid yet"), "{error}");
+    assert!(
+        error.contains("NotValidYet") || error.contains("not valid yet"),
+        "{error}"
+    );
     // Another root is refused whatever the time.
     let other = pki::Root::new();
     let other = pillar::bundle::certificates(other.pem.as_bytes()).unwrap();
-    let tls = pillar::tls::client_config(&other, pillar::clock::Clock::unset(SystemTime::now())).unwrap();
+    let tls =
+        pillar::tls::client_config(&other, pillar::clock::Clock::unset(SystemTime::now())).unwrap();
     let tcp = tokio::net::TcpStream::connect(site.address).await.unwrap();
-    let refused = tokio_rustls::TlsConnector::from(tls).connect("localhost".try_into().unwrap(), tcp).await;
+    let refused = tokio_rustls::TlsConnector::from(tls)
+        .connect("localhost".try_into().unwrap(), tcp)
+        .await;
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("invalid peer certificate"), "{error}");
 }
 
 fn rustls_root(site: &Site) -> Vec<rustls::pki_types::CertificateDer<'static>> {
     pillar::bundle::certificates(site.root.pem.as_bytes()).unwrap()
-}
-
-fn app(phase: AppPhase, restarts: u32) -> AppStatus {
-    AppStatus {
-        name: "web".into(),
-        phase,
-        restarts,
-        addresses: BTreeMap::new(),
-        console: None,
-        pid: None,
-        unit: None,
-        trouble: None,
-    }
-}
-
-fn app_infos(state: &State) -> Vec<ZInfoApp> {
-    let apps = state.infos.iter().filter_map(|message| match &message.info_content {
-        Some(InfoContent::Ainfo(app)) => Some(app.clone()),
-        _ => None,
-    });
-    apps.collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_apps_do_is_told_at_once_and_after_an_outage() {
-    let site = Site::start().await;
-    let (_device, running) = started(&site).await;
-    let id = AppId(Uuid::from_u128(1));
-    let show = |phase: AppPhase, restarts| {
-        let apps = BTreeMap::from([(id, app(phase, restarts))]);
-        running.observed.send_replace(Arc::new(Observed { apps, ..Observed::default() }));
-    };
-    show(AppPhase::Running { since: SystemTime::now() }, 0);
-    site.until("it runs", |s| app_infos(s).pop().filter(|app| app.state() == ZSwState::Running)).await;
-    running.line("skerry: app web running").await;
-
-    site.with(|state| state.down = true);
-    show(AppPhase::BackOff { until: SystemTime::now() }, 1);
-    running.line("skerry: app web restarting").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    site.with(|state| state.down = false);
-    // Contact comes back with the next config question, and with it all that was not told.
-    site.until("it restarts", |s| app_infos(s).pop().filter(|app| app.state() == ZSwState::Restarting)).await;
-
-    show(AppPhase::BackOff { until: SystemTime::now() }, 2);
-    site.until("restarts are counted", |state| {
-        let MetricContent::Dm(device) = state.metrics.last()?.metric_content.as_ref()?;
-        let item = device.metric_items.iter().find(|item| item.key == format!("skerry.app.{id}.restarts"))?;
-        (item.metric_item_value == Some(MetricItemValue::Uint32Value(2))).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_console_leads_to_the_app_and_back() {
-    let site = Site::start().await;
-    let (device, running) = started(&site).await;
-    let path = device.dir().join("console.sock");
-    let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let id = AppId(Uuid::from_u128(1));
-    let status = AppStatus { console: Some(path), ..app(AppPhase::Running { since: SystemTime::now() }, 0) };
-    running.observed.send_replace(Arc::new(Observed { apps: BTreeMap::from([(id, status)]), ..Observed::default() }));
-    site.open_console(protocol::ids::AppId(id.0));
-    let (mut console, _) = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
-    console.write_all(b"login: ").await.unwrap();
-    assert_eq!(site.read_console().await, b"login: ");
-    site.type_on_console(b"root\r");
-    let mut typed = [0; 5];
-    console.read_exact(&mut typed).await.unwrap();
-    assert_eq!(&typed, b"root\r");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logs_reach_the_controller_once_each_under_their_owner() {
-    let app = Uuid::from_u128(9);
-    let entry = |index: u32, unit: &str, text: &str| {
-        format!(
-            "{{\"__CURSOR\":\"s=x;i={index}\",\"__REALTIME_TIMESTAMP\":\"1795204800000000\",\"_SYSTEMD_UNIT\":\"{unit}\",\
-             \"PRIORITY\":\"6\",\"MESSAGE\":\"{text}\"}}\n"
-        )
-    };
-    let site = Site::start().await;
-    site.with(|state| {
-        state.config = config("one");
-        // Not taken at first: tried again.
-        state.log_status.extend([503, 429]);
-    });
-    let mut device = Device::new(&site);
-    let unit = format!("skerry-app-{app}.service");
-    device.journal(&(entry(1, "pillar.service", "starting") + &entry(2, &unit, "hello") + "rubbish\n"));
-    let running = device.start();
-    let texts = |state: &State, path_end: &str| -> Vec<String> {
-        let bundles = state.logs.iter().filter(|(path, _)| path.ends_with(path_end));
-        bundles.flat_map(|(_, bundle)| bundle.entries.iter().map(|entry| entry.content.clone())).collect()
-    };
-    let app_path = format!("apps/instanceid/{app}/newlogs");
-    site.until("the app's line is there", |state| (texts(state, &app_path) == ["hello"]).then_some(())).await;
-    site.with(|state| {
-        let id = state.device;
-        assert_eq!(texts(state, &format!("{id}/newlogs")), ["starting"]);
-        let device_bundle = state.logs.iter().find(|(path, _)| !path.contains("instanceid")).unwrap();
-        let Origin::Device(origin) = &device_bundle.1.origin else { panic!("{:?}", device_bundle.1.origin) };
-        assert_eq!((origin.device.as_str(), origin.version.as_str()), (id.to_string().as_str(), "1.2.3"));
-    });
-
-    // A line that comes now is there within two seconds.
-    let written = std::time::Instant::now();
-    let more = entry(3, &unit, "again");
-    std::io::Write::write_all(
-        &mut std::fs::OpenOptions::new().append(true).open(device.journal_file()).unwrap(),
-        more.as_bytes(),
-    )
-    .unwrap();
-    site.until("the next line is there", |state| (texts(state, &app_path) == ["hello", "again"]).then_some(())).await;
-    let took = written.elapsed();
-    assert!(took < Duration::from_secs(4), "{took:?}");
-
-    // The cursor moves on, so that the next start does not send all again.
-    let file = pillar::logs::cursor_file(device.paths());
-    for _ in 0..1500 {
-        if pillar::durable::read(&file).unwrap().as_deref() == Some(b"s=x;i=3") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    running.cut().await;
-    let running = device.start();
-    running.line("skerry: attested").await;
-    for _ in 0..500 {
-        if device.journalctl_arguments().contains("--after-cursor=s=x;i=3") {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{}", device.journalctl_arguments());
 }
 
 #[tokio::test(flavor = "multi_thread")]

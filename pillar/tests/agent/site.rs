@@ -149,7 +149,9 @@ impl Site {
                 }
                 let (site, tls) = (serving.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let Ok(stream) = tls.accept(tcp).await else { return };
+                    let Ok(stream) = tls.accept(tcp).await else {
+                        return;
+                    };
                     let service = service_fn(move |request| site.clone().answer(request));
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -183,12 +185,18 @@ impl Site {
 
     pub fn open_console(&self, app: AppId) -> SessionId {
         let session = SessionId::random();
-        self.push.send(ServerMessage::OpenConsole { session, app }).unwrap();
+        self.push
+            .send(ServerMessage::OpenConsole { session, app })
+            .unwrap();
         session
     }
 
     pub fn type_on_console(&self, bytes: &[u8]) {
-        self.console_in.lock().unwrap().send(bytes.to_vec()).unwrap();
+        self.console_in
+            .lock()
+            .unwrap()
+            .send(bytes.to_vec())
+            .unwrap();
     }
 
     pub async fn read_console(&self) -> Vec<u8> {
@@ -203,7 +211,10 @@ impl Site {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("waited in vain until {what}; requests: {:?}", self.with(|state| state.seen.clone()));
+        panic!(
+            "waited in vain until {what}; requests: {:?}",
+            self.with(|state| state.seen.clone())
+        );
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -222,7 +233,10 @@ impl Site {
         self.with(|state| {
             state.seen.push(format!("{method} {path}"));
             for (name, value) in request.headers() {
-                state.headers.insert(format!("{path} {name}"), value.to_str().unwrap_or("").to_owned());
+                state.headers.insert(
+                    format!("{path} {name}"),
+                    value.to_str().unwrap_or("").to_owned(),
+                );
             }
         });
         if let Some(key) = request.headers().get("sec-websocket-key").cloned() {
@@ -252,10 +266,13 @@ impl Site {
         let nonce = Nonce::random().unwrap();
         let hello = ServerMessage::Hello { nonce }.to_text().unwrap();
         socket.send(Message::Text(hello.into())).await.unwrap();
-        let Some(Ok(Message::Binary(proof))) = socket.next().await else { return };
+        let Some(Ok(Message::Binary(proof))) = socket.next().await else {
+            return;
+        };
         self.with(|state| {
             let envelope = Proof::parse(&proof).unwrap();
-            let certificate = Certificate::of_device_der(state.registered.as_ref().unwrap()).unwrap();
+            let certificate =
+                Certificate::of_device_der(state.registered.as_ref().unwrap()).unwrap();
             Proof::check(envelope, &certificate, state.device, nonce).unwrap();
             state.proofs += 1;
         });
@@ -297,14 +314,23 @@ impl State {
         if (method, path) == (&Method::GET, paths::CERTS) {
             return self.signed(self.signing.set.encode_to_vec());
         }
-        let Ok(envelope) = Envelope::parse(body, MAX_REQUEST) else { return status(400) };
+        let Ok(envelope) = Envelope::parse(body, MAX_REQUEST) else {
+            return status(400);
+        };
         if path == paths::REGISTER {
             return self.register(envelope);
         }
-        let Some(der) = &self.registered else { return status(400) };
-        let Ok(payload) = envelope.open(&Certificate::of_device_der(der).unwrap()) else { return status(401) };
+        let Some(der) = &self.registered else {
+            return status(400);
+        };
+        let Ok(payload) = envelope.open(&Certificate::of_device_der(der).unwrap()) else {
+            return status(401);
+        };
         if path == paths::UUID {
-            let reply = UuidResponse { uuid: self.device.to_string(), ..UuidResponse::default() };
+            let reply = UuidResponse {
+                uuid: self.device.to_string(),
+                ..UuidResponse::default()
+            };
             return self.signed(reply.encode_to_vec());
         }
         let device = self.device;
@@ -326,7 +352,8 @@ impl State {
             if let Some(code) = self.log_status.pop_front() {
                 return status(code);
             }
-            self.logs.push((path.to_owned(), Bundle::decode(&payload).unwrap()));
+            self.logs
+                .push((path.to_owned(), Bundle::decode(&payload).unwrap()));
             return status(201);
         }
         status(404)
@@ -345,8 +372,11 @@ impl State {
         let request = verifier::read(&ZAttestReq::decode(payload).unwrap()).unwrap();
         let reply = match request {
             Attest::Certificates(certificates) => {
-                certificates.check(self.registered.as_ref().unwrap()).unwrap();
-                self.attestation_certificate = certificates.attestation.map(|certificate| certificate.der);
+                certificates
+                    .check(self.registered.as_ref().unwrap())
+                    .unwrap();
+                self.attestation_certificate =
+                    certificates.attestation.map(|certificate| certificate.der);
                 verifier::certs_answer()
             }
             Attest::Nonce => {
@@ -360,13 +390,19 @@ impl State {
                     self.attestation_certificate.as_deref(),
                     self.nonce.take().as_deref(),
                 );
-                self.quotes.push((report.failures().next().is_none(), submission.versions.clone()));
+                self.quotes.push((
+                    report.failures().next().is_none(),
+                    submission.versions.clone(),
+                ));
                 if self.refuse_quotes {
                     verifier::quote_answer(&QuoteAnswer::Refused)
                 } else {
                     let token = verifier::integrity_token().unwrap().to_vec();
                     self.token = Some(token.clone());
-                    verifier::quote_answer(&QuoteAnswer::Granted { integrity_token: token, keys: Vec::new() })
+                    verifier::quote_answer(&QuoteAnswer::Granted {
+                        integrity_token: token,
+                        keys: Vec::new(),
+                    })
                 }
             }
             Attest::StoreKeys { .. } => return status(400),
@@ -384,8 +420,14 @@ impl State {
             Answer::OtherDevice => DeviceId::random(),
             _ => self.device,
         };
-        config.id = Some(UuiDandVersion { uuid: id.to_string(), version: "1".into() });
-        let mut reply = ConfigResponse { config: Some(config), config_hash: self.hash.clone() };
+        config.id = Some(UuiDandVersion {
+            uuid: id.to_string(),
+            version: "1".into(),
+        });
+        let mut reply = ConfigResponse {
+            config: Some(config),
+            config_hash: self.hash.clone(),
+        };
         match self.answer {
             Answer::Good if request.config_hash == self.hash => {
                 self.not_modified += 1;
@@ -405,10 +447,15 @@ impl State {
             Answer::StrangeSigner => {
                 let hash = CertHash::of_pem_text(self.stranger.pem.as_bytes());
                 let payload = reply.encode_to_vec();
-                reply_with(envelope::seal(payload, &hash, None, &self.stranger.signer).unwrap(), 200)
+                reply_with(
+                    envelope::seal(payload, &hash, None, &self.stranger.signer).unwrap(),
+                    200,
+                )
             }
             Answer::NotAConfig => self.signed(b"\xff\xff\xff garbage".to_vec()),
-            Answer::NotAnEnvelope => reply_with(b"<html>sign in to the network</html>".to_vec(), 200),
+            Answer::NotAnEnvelope => {
+                reply_with(b"<html>sign in to the network</html>".to_vec(), 200)
+            }
         }
     }
 
@@ -418,7 +465,10 @@ impl State {
 
     fn signed_with(&self, payload: Vec<u8>, code: u16) -> Response<Full<Bytes>> {
         let hash = CertHash::of_pem_text(self.signing.pem.as_bytes());
-        reply_with(envelope::seal(payload, &hash, None, &self.signing.signer).unwrap(), code)
+        reply_with(
+            envelope::seal(payload, &hash, None, &self.signing.signer).unwrap(),
+            code,
+        )
     }
 }
 
@@ -431,5 +481,8 @@ fn reply_with(bytes: Vec<u8>, code: u16) -> Response<Full<Bytes>> {
 }
 
 fn status(code: u16) -> Response<Full<Bytes>> {
-    Response::builder().status(code).body(Full::default()).unwrap()
+    Response::builder()
+        .status(code)
+        .body(Full::default())
+        .unwrap()
 }

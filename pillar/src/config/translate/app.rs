@@ -8,7 +8,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
 
 use super::{Object, Work, uuid};
-use crate::domain::desired::{App, AppInterface, ContentKind, PortMap, Protocol, Runtime, VolumeMount};
+use crate::domain::desired::{
+    App, AppInterface, ContentKind, PortMap, Protocol, Runtime, VolumeMount,
+};
 use crate::domain::ids::{NetworkId, VolumeId};
 
 /// What the monitor takes: `hypervisor_api::config::VmConfig`.
@@ -26,33 +28,63 @@ impl Ports {
     }
 }
 
-pub(super) fn app(work: &Work<'_>, config: &AppInstanceConfig, ports: &mut Ports) -> Result<App, String> {
-    let vm = config.fixedresources.as_ref().ok_or("it has no resources")?;
+pub(super) fn app(
+    work: &Work<'_>,
+    config: &AppInstanceConfig,
+    ports: &mut Ports,
+) -> Result<App, String> {
+    let vm = config
+        .fixedresources
+        .as_ref()
+        .ok_or("it has no resources")?;
     if !config.adapters.is_empty() {
         return Err("handing devices to apps is not supported".to_owned());
     }
     if config.volume_ref_list.is_empty() {
-        let hint = if config.drives.is_empty() { "" } else { "; EVE's old drives are not supported, use volumes" };
+        let hint = if config.drives.is_empty() {
+            ""
+        } else {
+            "; EVE's old drives are not supported, use volumes"
+        };
         return Err(format!("it has no volume to start from{hint}"));
     }
     let memory_mib = vm.memory.div_ceil(1024);
     if memory_mib < MIN_MEMORY_MIB {
-        return Err(format!("{} KiB of memory are too few; it needs {MIN_MEMORY_MIB} MiB at least", vm.memory));
+        return Err(format!(
+            "{} KiB of memory are too few; it needs {MIN_MEMORY_MIB} MiB at least",
+            vm.memory
+        ));
     }
     let vcpus = vm.vcpus.max(1);
     if vcpus > MAX_VCPUS {
-        return Err(format!("{vcpus} vCPUs are too many; up to {MAX_VCPUS} are possible"));
+        return Err(format!(
+            "{vcpus} vCPUs are too many; up to {MAX_VCPUS} are possible"
+        ));
     }
 
-    let volumes = config.volume_ref_list.iter().map(|volume| mount(work, volume)).collect::<Result<Vec<_>, _>>()?;
+    let volumes = config
+        .volume_ref_list
+        .iter()
+        .map(|volume| mount(work, volume))
+        .collect::<Result<Vec<_>, _>>()?;
     let native = vm.virtualization_mode() == VmMode::Nohyper;
     let runtime = match (root_kind(work, &volumes)?, native) {
         (ContentKind::Container, true) => Runtime::ContainerNative,
         (ContentKind::Container, false) => Runtime::ContainerMicrovm,
-        (_, false) => Runtime::Machine { cmdline: vm.extraargs.clone() },
-        (_, true) => return Err("a machine image cannot run without a virtual machine (NOHYPER)".to_owned()),
+        (_, false) => Runtime::Machine {
+            cmdline: vm.extraargs.clone(),
+        },
+        (_, true) => {
+            return Err(
+                "a machine image cannot run without a virtual machine (NOHYPER)".to_owned(),
+            );
+        }
     };
-    let interfaces = config.interfaces.iter().map(|adapter| interface(work, adapter)).collect::<Result<Vec<_>, _>>()?;
+    let interfaces = config
+        .interfaces
+        .iter()
+        .map(|adapter| interface(work, adapter))
+        .collect::<Result<Vec<_>, _>>()?;
 
     let user_data = user_data(work, config)?;
     let (env, user_data) = match runtime {
@@ -60,13 +92,22 @@ pub(super) fn app(work: &Work<'_>, config: &AppInstanceConfig, ports: &mut Ports
         _ => (environment(user_data.as_deref().unwrap_or_default())?, None),
     };
 
-    let maps: Vec<PortMap> = interfaces.iter().flat_map(|interface| interface.port_maps.iter().copied()).collect();
+    let maps: Vec<PortMap> = interfaces
+        .iter()
+        .flat_map(|interface| interface.port_maps.iter().copied())
+        .collect();
     for map in &maps {
         if let Some(owner) = ports.0.get(&Ports::key(map)) {
-            return Err(format!("port {} of the device is given to app {owner} already", map.device_port));
+            return Err(format!(
+                "port {} of the device is given to app {owner} already",
+                map.device_port
+            ));
         }
     }
-    ports.0.extend(maps.iter().map(|map| (Ports::key(map), config.displayname.clone())));
+    ports.0.extend(
+        maps.iter()
+            .map(|map| (Ports::key(map), config.displayname.clone())),
+    );
 
     Ok(App {
         name: config.displayname.clone(),
@@ -84,7 +125,8 @@ pub(super) fn app(work: &Work<'_>, config: &AppInstanceConfig, ports: &mut Ports
 }
 
 fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, String> {
-    let volume = VolumeId(uuid(&reference.uuid).map_err(|error| format!("a volume of it: {error}"))?);
+    let volume =
+        VolumeId(uuid(&reference.uuid).map_err(|error| format!("a volume of it: {error}"))?);
     let Some(found) = work.out.desired.volumes.get(&volume) else {
         return Err(work.why_missing("volume", Object::Volume(volume), volume.0));
     };
@@ -94,7 +136,10 @@ fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, String> 
             reference.generation_count, found.generation
         ));
     }
-    Ok(VolumeMount { volume, mount_dir: reference.mount_dir.clone() })
+    Ok(VolumeMount {
+        volume,
+        mount_dir: reference.mount_dir.clone(),
+    })
 }
 
 fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, String> {
@@ -108,7 +153,10 @@ fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, St
 
 fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, String> {
     let name = &adapter.name;
-    let network = NetworkId(uuid(&adapter.network_id).map_err(|error| format!("network of interface {name}: {error}"))?);
+    let network = NetworkId(
+        uuid(&adapter.network_id)
+            .map_err(|error| format!("network of interface {name}: {error}"))?,
+    );
     if !work.out.desired.networks.contains_key(&network) {
         return Err(work.why_missing("network instance", Object::Network(network), network.0));
     }
@@ -117,27 +165,45 @@ fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, 
     }
     let mac = match adapter.mac_address.as_str() {
         "" => None,
-        text => Some(mac(text).ok_or_else(|| format!("interface {name}: {text:?} is not a hardware address"))?),
+        text => Some(
+            mac(text)
+                .ok_or_else(|| format!("interface {name}: {text:?} is not a hardware address"))?,
+        ),
     };
     let address = match adapter.addr.as_str() {
         "" => None,
         text => Some(
-            text.parse::<Ipv4Addr>().map_err(|_| format!("interface {name}: {text:?} is not an IPv4 address"))?,
+            text.parse::<Ipv4Addr>()
+                .map_err(|_| format!("interface {name}: {text:?} is not an IPv4 address"))?,
         ),
     };
     let mut port_maps = Vec::new();
     for rule in &adapter.acls {
         port_maps.extend(access_rule(rule).map_err(|error| format!("interface {name}: {error}"))?);
     }
-    Ok(AppInterface { name: name.clone(), network, mac, address, port_maps })
+    Ok(AppInterface {
+        name: name.clone(),
+        network,
+        mac,
+        address,
+        port_maps,
+    })
 }
 
 /// A port map, or nothing for a rule that only says again what is the case: everything outbound is open. A rule that
 /// would close something is refused, since an app that is more open than its owner asked for must not start.
 fn access_rule(rule: &Ace) -> Result<Option<PortMap>, String> {
-    let matched = |kind: &str| rule.matches.iter().find(|m| m.r#type == kind).map(|m| m.value.as_str());
+    let matched = |kind: &str| {
+        rule.matches
+            .iter()
+            .find(|m| m.r#type == kind)
+            .map(|m| m.value.as_str())
+    };
     let Some(action) = rule.actions.iter().find(|action| action.portmap) else {
-        let closes = rule.actions.iter().any(|action| action.drop || action.limit);
+        let closes = rule
+            .actions
+            .iter()
+            .any(|action| action.drop || action.limit);
         let all = rule.matches.iter().all(|m| match m.r#type.as_str() {
             "ip" => matches!(m.value.as_str(), "0.0.0.0/0" | "::/0"),
             "host" => m.value.is_empty(),
@@ -149,16 +215,30 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, String> {
             Err("access rules other than port maps and \"everything\" are not supported".to_owned())
         };
     };
-    if rule.actions.len() != 1 || rule.matches.iter().any(|m| !matches!(m.r#type.as_str(), "protocol" | "lport")) {
-        return Err("a port map can have the matches protocol and lport and no further action".to_owned());
+    if rule.actions.len() != 1
+        || rule
+            .matches
+            .iter()
+            .any(|m| !matches!(m.r#type.as_str(), "protocol" | "lport"))
+    {
+        return Err(
+            "a port map can have the matches protocol and lport and no further action".to_owned(),
+        );
     }
     let protocol = match matched("protocol") {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
-        other => return Err(format!("a port map for protocol {:?}; expected tcp or udp", other.unwrap_or("none"))),
+        other => {
+            return Err(format!(
+                "a port map for protocol {:?}; expected tcp or udp",
+                other.unwrap_or("none")
+            ));
+        }
     };
     let port = |what: &str, number: Option<u16>| {
-        number.filter(|port| *port != 0).ok_or_else(|| format!("a port map has no usable {what}"))
+        number
+            .filter(|port| *port != 0)
+            .ok_or_else(|| format!("a port map has no usable {what}"))
     };
     Ok(Some(PortMap {
         protocol,
@@ -180,7 +260,11 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 
 fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, String> {
     let encoded = match &config.cipher_data {
-        Some(block) => work.open(block).map_err(|error| format!("its user data: {error}"))?.protected_user_data,
+        Some(block) => {
+            work.open(block)
+                .map_err(|error| format!("its user data: {error}"))?
+                .protected_user_data
+        }
         None => config.user_data.clone(),
     };
     if encoded.trim().is_empty() {
@@ -188,8 +272,12 @@ fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<Strin
     }
     // Base64 text is sometimes broken into lines.
     let compact: String = encoded.split_ascii_whitespace().collect();
-    let bytes = BASE64.decode(compact).map_err(|_| "its user data is not base64".to_owned())?;
-    String::from_utf8(bytes).map(Some).map_err(|_| "its user data is not text".to_owned())
+    let bytes = BASE64
+        .decode(compact)
+        .map_err(|_| "its user data is not base64".to_owned())?;
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_| "its user data is not text".to_owned())
 }
 
 /// `NAME=value` lines; empty ones and comments are passed over.
@@ -199,11 +287,18 @@ fn environment(text: &str) -> Result<Vec<String>, String> {
         .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
         .enumerate()
         .map(|(index, line)| match line.split_once('=') {
-            Some((name, value)) if !name.is_empty() && !name.contains(char::is_whitespace) && !value.contains('\0') => {
+            Some((name, value))
+                if !name.is_empty()
+                    && !name.contains(char::is_whitespace)
+                    && !value.contains('\0') =>
+            {
                 Ok(line.to_owned())
             }
             // The line itself may be a secret.
-            _ => Err(format!("line {} of its environment is not NAME=value", index + 1)),
+            _ => Err(format!(
+                "line {} of its environment is not NAME=value",
+                index + 1
+            )),
         })
         .collect()
 }

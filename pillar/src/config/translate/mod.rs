@@ -31,7 +31,11 @@ pub trait Secrets {
     ///
     /// # Errors
     /// In words for the operator: no such context, wrong key, damaged.
-    fn open(&self, contexts: &[CipherContext], block: &CipherBlock) -> Result<EncryptionBlock, String>;
+    fn open(
+        &self,
+        contexts: &[CipherContext],
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, String>;
 }
 
 /// What came out.
@@ -74,29 +78,67 @@ pub enum Object {
 /// Translates a whole config.
 #[must_use]
 pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
-    let mut work = Work { config, secrets, out: Translated::default() };
+    let mut work = Work {
+        config,
+        secrets,
+        out: Translated::default(),
+    };
     for datastore in &config.datastores {
         let id = uuid(&datastore.id).map(DatastoreId);
-        work.take(id, &datastore.fqdn, Object::Datastore, |w| storage::datastore(w, datastore), |d| &mut d.datastores);
+        work.take(
+            id,
+            &datastore.fqdn,
+            Object::Datastore,
+            |w| storage::datastore(w, datastore),
+            |d| &mut d.datastores,
+        );
     }
     for content in &config.content_info {
         let id = uuid(&content.uuid).map(ContentId);
         let name = &content.display_name;
-        work.take(id, name, Object::Content, |w| storage::content(w, content), |d| &mut d.contents);
+        work.take(
+            id,
+            name,
+            Object::Content,
+            |w| storage::content(w, content),
+            |d| &mut d.contents,
+        );
     }
     for volume in &config.volumes {
         let id = uuid(&volume.uuid).map(VolumeId);
-        work.take(id, &volume.display_name, Object::Volume, |w| storage::volume(w, volume), |d| &mut d.volumes);
+        work.take(
+            id,
+            &volume.display_name,
+            Object::Volume,
+            |w| storage::volume(w, volume),
+            |d| &mut d.volumes,
+        );
     }
     // Inactive is EVE's word for: keep the definition, but do not set it up.
-    for network in config.network_instances.iter().filter(|network| network.activate) {
+    for network in config
+        .network_instances
+        .iter()
+        .filter(|network| network.activate)
+    {
         let id = versioned(network.uuidandversion.as_ref()).map(NetworkId);
-        work.take(id, &network.displayname, Object::Network, |_| network::instance(network), |d| &mut d.networks);
+        work.take(
+            id,
+            &network.displayname,
+            Object::Network,
+            |_| network::instance(network),
+            |d| &mut d.networks,
+        );
     }
     let mut ports = app::Ports::default();
     for instance in &config.apps {
         let id = versioned(instance.uuidandversion.as_ref()).map(AppId);
-        work.take(id, &instance.displayname, Object::App, |w| app::app(w, instance, &mut ports), |d| &mut d.apps);
+        work.take(
+            id,
+            &instance.displayname,
+            Object::App,
+            |w| app::app(w, instance, &mut ports),
+            |d| &mut d.apps,
+        );
     }
     work.out
 }
@@ -119,7 +161,11 @@ impl Work<'_> {
         map: impl FnOnce(&mut Desired) -> &mut BTreeMap<I, T>,
     ) {
         let mut fault = |object, message| {
-            self.out.faults.push(Fault { object, name: name.to_owned(), message });
+            self.out.faults.push(Fault {
+                object,
+                name: name.to_owned(),
+                message,
+            });
         };
         let id = match id {
             Ok(id) => id,
@@ -127,11 +173,17 @@ impl Work<'_> {
         };
         let translated = translate(self);
         let fault = |message| {
-            self.out.faults.push(Fault { object: object(id), name: name.to_owned(), message });
+            self.out.faults.push(Fault {
+                object: object(id),
+                name: name.to_owned(),
+                message,
+            });
         };
         let map = map(&mut self.out.desired);
         match translated {
-            Ok(_) if map.contains_key(&id) => fault("two objects of the config have this id".to_owned()),
+            Ok(_) if map.contains_key(&id) => {
+                fault("two objects of the config have this id".to_owned())
+            }
             Ok(translated) => {
                 map.insert(id, translated);
             }
@@ -153,7 +205,12 @@ impl Work<'_> {
 }
 
 fn uuid(text: &str) -> Result<Uuid, String> {
-    Uuid::try_parse(text).map_err(|_| format!("{:?} is not a UUID", text.chars().take(64).collect::<String>()))
+    Uuid::try_parse(text).map_err(|_| {
+        format!(
+            "{:?} is not a UUID",
+            text.chars().take(64).collect::<String>()
+        )
+    })
 }
 
 fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, String> {

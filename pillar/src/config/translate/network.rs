@@ -14,29 +14,59 @@ pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance
         ));
     }
     let ip = config.ip.as_ref().ok_or("it has no subnet")?;
-    let subnet = Subnet::parse(&ip.subnet)
-        .ok_or_else(|| format!("{:?} is not a subnet; expected an IPv4 network such as 10.1.0.0/24", ip.subnet))?;
+    let subnet = Subnet::parse(&ip.subnet).ok_or_else(|| {
+        format!(
+            "{:?} is not a subnet; expected an IPv4 network such as 10.1.0.0/24",
+            ip.subnet
+        )
+    })?;
     let address = |what: &str, text: &str| {
-        text.trim().parse::<Ipv4Addr>().map_err(|_| format!("{what} {text:?} is not an IPv4 address"))
+        text.trim()
+            .parse::<Ipv4Addr>()
+            .map_err(|_| format!("{what} {text:?} is not an IPv4 address"))
     };
     let gateway = match ip.gateway.as_str() {
         "" => subnet.host(1),
         text => address("gateway", text)?,
     };
-    let range = match ip.dhcp_range.as_ref().filter(|range| !range.start.is_empty() || !range.end.is_empty()) {
-        Some(range) => (address("first address", &range.start)?, address("last address", &range.end)?),
+    let range = match ip
+        .dhcp_range
+        .as_ref()
+        .filter(|range| !range.start.is_empty() || !range.end.is_empty())
+    {
+        Some(range) => (
+            address("first address", &range.start)?,
+            address("last address", &range.end)?,
+        ),
         None => (subnet.host(2), subnet.last_host()),
     };
-    for (what, address) in [("gateway", gateway), ("first address", range.0), ("last address", range.1)] {
+    for (what, address) in [
+        ("gateway", gateway),
+        ("first address", range.0),
+        ("last address", range.1),
+    ] {
         if !subnet.has_host(address) {
             return Err(format!("{what} {address} is not a host of {}", ip.subnet));
         }
     }
     if range.0 > range.1 {
-        return Err(format!("first address {} comes after last address {}", range.0, range.1));
+        return Err(format!(
+            "first address {} comes after last address {}",
+            range.0, range.1
+        ));
     }
-    let dns = ip.dns.iter().map(|text| address("name server", text)).collect::<Result<_, _>>()?;
-    Ok(NetworkInstance { name: config.displayname.clone(), gateway, prefix: subnet.prefix, range, dns })
+    let dns = ip
+        .dns
+        .iter()
+        .map(|text| address("name server", text))
+        .collect::<Result<_, _>>()?;
+    Ok(NetworkInstance {
+        name: config.displayname.clone(),
+        gateway,
+        prefix: subnet.prefix,
+        range,
+        dns,
+    })
 }
 
 /// An IPv4 network with room for a gateway and at least one app.
@@ -50,10 +80,16 @@ impl Subnet {
     fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.trim().split_once('/')?;
         let address: Ipv4Addr = address.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok().filter(|prefix| (8..=29).contains(prefix))?;
+        let prefix: u8 = prefix
+            .parse()
+            .ok()
+            .filter(|prefix| (8..=29).contains(prefix))?;
         let mask = u32::MAX << (32 - u32::from(prefix));
         let usable = !address.is_loopback() && !address.is_multicast() && !address.is_unspecified();
-        usable.then_some(Self { network: u32::from(address) & mask, prefix })
+        usable.then_some(Self {
+            network: u32::from(address) & mask,
+            prefix,
+        })
     }
 
     fn size(self) -> u32 {

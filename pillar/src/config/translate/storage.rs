@@ -1,6 +1,8 @@
 //! Datastores, content trees, volumes.
 
-use protocol::eve::config::{ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType};
+use protocol::eve::config::{
+    ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType,
+};
 
 use super::{Object, Work, uuid};
 use crate::domain::desired::{Content, ContentKind, Datastore, Volume as DesiredVolume};
@@ -13,10 +15,18 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
             config.d_type().as_str_name()
         ));
     }
-    let registry = config.fqdn.trim().strip_prefix("docker://").unwrap_or(config.fqdn.trim()).trim_end_matches('/');
+    let registry = config
+        .fqdn
+        .trim()
+        .strip_prefix("docker://")
+        .unwrap_or(config.fqdn.trim())
+        .trim_end_matches('/');
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
     if registry.is_empty() || !registry.chars().all(plain) {
-        return Err(format!("{:?} is not the address of a registry; expected docker://host or docker://host:port", config.fqdn));
+        return Err(format!(
+            "{:?} is not the address of a registry; expected docker://host or docker://host:port",
+            config.fqdn
+        ));
     }
     let ca_certificates = config
         .ds_cert_pem
@@ -25,18 +35,26 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
             String::from_utf8(pem.clone())
                 .ok()
                 .filter(|pem| pem.contains("-----BEGIN CERTIFICATE-----"))
-                .ok_or_else(|| "a further certificate authority of the datastore is not PEM".to_owned())
+                .ok_or_else(|| {
+                    "a further certificate authority of the datastore is not PEM".to_owned()
+                })
         })
         .collect::<Result<_, _>>()?;
     let (user, password) = match &config.cipher_data {
         Some(block) => {
-            let clear = work.open(block).map_err(|error| format!("credentials of the datastore: {error}"))?;
+            let clear = work
+                .open(block)
+                .map_err(|error| format!("credentials of the datastore: {error}"))?;
             (clear.ds_api_key, clear.ds_password)
         }
         None => (config.api_key.clone(), config.password.clone()),
     };
     let login = (!user.is_empty() || !password.is_empty()).then_some((user, password));
-    Ok(Datastore { registry: registry.to_owned(), ca_certificates, login })
+    Ok(Datastore {
+        registry: registry.to_owned(),
+        ca_certificates,
+        login,
+    })
 }
 
 pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, String> {
@@ -59,19 +77,44 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
     let (name, digest) = match config.url.split_once('@') {
         Some((name, digest)) => (name, digest.to_owned()),
         // EVE gives the manifest's digest beside a reference with a tag.
-        None if !config.sha256.is_empty() => (config.url.as_str(), format!("sha256:{}", config.sha256.to_lowercase())),
-        None => return Err(format!("{:?} has no digest; use repository@sha256:...", config.url)),
+        None if !config.sha256.is_empty() => (
+            config.url.as_str(),
+            format!("sha256:{}", config.sha256.to_lowercase()),
+        ),
+        None => {
+            return Err(format!(
+                "{:?} has no digest; use repository@sha256:...",
+                config.url
+            ));
+        }
     };
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return Err(format!("{digest:?} is not a digest; expected sha256: and 64 hexadecimal digits"));
+    if hex.len() != 64
+        || !hex
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    {
+        return Err(format!(
+            "{digest:?} is not a digest; expected sha256: and 64 hexadecimal digits"
+        ));
     }
-    Ok(Content { name: config.display_name.clone(), datastore, repository: repository(work, store, name)?, digest, kind })
+    Ok(Content {
+        name: config.display_name.clone(),
+        datastore,
+        repository: repository(work, store, name)?,
+        digest,
+        kind,
+    })
 }
 
 /// The repository, without a tag, below the datastore's path if it has one.
 fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<String, String> {
-    let base = work.config.datastores.iter().find(|datastore| datastore.id == store).map_or("", |d| d.dpath.as_str());
+    let base = work
+        .config
+        .datastores
+        .iter()
+        .find(|datastore| datastore.id == store)
+        .map_or("", |d| d.dpath.as_str());
     // The part after the last slash may carry a tag; the digest makes it meaningless.
     let untagged = match name.rsplit_once(':') {
         Some((before, tag)) if !tag.contains('/') => before,
@@ -87,15 +130,27 @@ fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<String, String
         && joined.len() <= 255
         && joined.split('/').all(|part| {
             part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
         });
-    if good { Ok(joined) } else { Err(format!("{name:?} is not the name of a repository")) }
+    if good {
+        Ok(joined)
+    } else {
+        Err(format!("{name:?} is not the name of a repository"))
+    }
 }
 
 pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, String> {
-    let origin = config.origin.as_ref().ok_or("it says not from what it is to be made")?;
+    let origin = config
+        .origin
+        .as_ref()
+        .ok_or("it says not from what it is to be made")?;
     if origin.r#type() != VolumeContentOriginType::VcotDownload {
-        return Err(format!("volumes of origin {} are not supported; only downloaded ones are", origin.r#type().as_str_name()));
+        return Err(format!(
+            "volumes of origin {} are not supported; only downloaded ones are",
+            origin.r#type().as_str_name()
+        ));
     }
     let content = uuid(&origin.download_content_tree_id)
         .map(ContentId)
@@ -103,7 +158,8 @@ pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, 
     if !work.out.desired.contents.contains_key(&content) {
         return Err(work.why_missing("content tree", Object::Content(content), content.0));
     }
-    let size_bytes = u64::try_from(config.maxsizebytes).map_err(|_| "its size is negative".to_owned())?;
+    let size_bytes =
+        u64::try_from(config.maxsizebytes).map_err(|_| "its size is negative".to_owned())?;
     Ok(DesiredVolume {
         name: config.display_name.clone(),
         content,

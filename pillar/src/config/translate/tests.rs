@@ -2,9 +2,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use protocol::eve::common::{IpRange, Ipspec};
 use protocol::eve::config::{
-    Ace, AceAction, AceMatch, Adapter, AppInstanceConfig, ContentTree, DatastoreConfig, DsType, Format, InstanceOpsCmd,
-    NetworkAdapter, NetworkInstanceConfig, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
-    VolumeRef, ZNetworkInstType,
+    Ace, AceAction, AceMatch, Adapter, AppInstanceConfig, ContentTree, DatastoreConfig, DsType,
+    Format, InstanceOpsCmd, NetworkAdapter, NetworkInstanceConfig, VmConfig, VmMode, Volume,
+    VolumeContentOrigin, VolumeContentOriginType, VolumeRef, ZNetworkInstType,
 };
 
 use super::*;
@@ -33,17 +33,27 @@ impl Secrets for Table {
 }
 
 fn versioned(id: &str) -> Option<UuiDandVersion> {
-    Some(UuiDandVersion { uuid: id.into(), version: "1".into() })
+    Some(UuiDandVersion {
+        uuid: id.into(),
+        version: "1".into(),
+    })
 }
 
 fn matched(kind: &str, value: &str) -> AceMatch {
-    AceMatch { r#type: kind.into(), value: value.into() }
+    AceMatch {
+        r#type: kind.into(),
+        value: value.into(),
+    }
 }
 
 fn port_map(protocol: &str, device: &str, app: u32) -> Ace {
     Ace {
         matches: vec![matched("protocol", protocol), matched("lport", device)],
-        actions: vec![AceAction { portmap: true, app_port: app, ..AceAction::default() }],
+        actions: vec![AceAction {
+            portmap: true,
+            app_port: app,
+            ..AceAction::default()
+        }],
         ..Ace::default()
     }
 }
@@ -80,15 +90,25 @@ fn config() -> EdgeDevConfig {
             displayname: "local".into(),
             inst_type: ZNetworkInstType::ZnetInstLocal.into(),
             activate: true,
-            ip: Some(Ipspec { subnet: "10.1.0.0/24".into(), ..Ipspec::default() }),
+            ip: Some(Ipspec {
+                subnet: "10.1.0.0/24".into(),
+                ..Ipspec::default()
+            }),
             ..NetworkInstanceConfig::default()
         }],
         apps: vec![AppInstanceConfig {
             uuidandversion: versioned(APP),
             displayname: "hello".into(),
             activate: true,
-            fixedresources: Some(VmConfig { memory: 128 * 1024, vcpus: 2, ..VmConfig::default() }),
-            volume_ref_list: vec![VolumeRef { uuid: VOLUME.into(), ..VolumeRef::default() }],
+            fixedresources: Some(VmConfig {
+                memory: 128 * 1024,
+                vcpus: 2,
+                ..VmConfig::default()
+            }),
+            volume_ref_list: vec![VolumeRef {
+                uuid: VOLUME.into(),
+                ..VolumeRef::default()
+            }],
             interfaces: vec![NetworkAdapter {
                 name: "eth0".into(),
                 network_id: NETWORK.into(),
@@ -97,7 +117,10 @@ fn config() -> EdgeDevConfig {
                 ..NetworkAdapter::default()
             }],
             user_data: BASE64.encode("GREETING=hello\n\n# a comment\nA=b=c\n"),
-            restart: Some(InstanceOpsCmd { counter: 3, ..InstanceOpsCmd::default() }),
+            restart: Some(InstanceOpsCmd {
+                counter: 3,
+                ..InstanceOpsCmd::default()
+            }),
             ..AppInstanceConfig::default()
         }],
         ..EdgeDevConfig::default()
@@ -113,33 +136,72 @@ fn a_container_with_everything_around_it() {
     let Translated { desired, faults } = translate(&config(), &Table);
     assert_eq!(faults, []);
     let store = &desired.datastores[&DatastoreId(id(STORE))];
-    assert_eq!((store.registry.as_str(), &store.login), ("registry.example:5000", &None));
+    assert_eq!(
+        (store.registry.as_str(), &store.login),
+        ("registry.example:5000", &None)
+    );
     let content = &desired.contents[&ContentId(id(CONTENT))];
     assert_eq!(content.repository, "apps/hello");
     assert_eq!(content.digest, format!("sha256:{}", "ab".repeat(32)));
     assert_eq!(content.kind, ContentKind::Container);
     let volume = &desired.volumes[&VolumeId(id(VOLUME))];
-    assert_eq!((volume.content, volume.size_bytes), (ContentId(id(CONTENT)), 1 << 20));
+    assert_eq!(
+        (volume.content, volume.size_bytes),
+        (ContentId(id(CONTENT)), 1 << 20)
+    );
     let network = &desired.networks[&NetworkId(id(NETWORK))];
     assert_eq!(network.gateway.to_string(), "10.1.0.1");
-    assert_eq!((network.range.0.to_string(), network.range.1.to_string()), ("10.1.0.2".into(), "10.1.0.254".into()));
+    assert_eq!(
+        (network.range.0.to_string(), network.range.1.to_string()),
+        ("10.1.0.2".into(), "10.1.0.254".into())
+    );
     let app = &desired.apps[&AppId(id(APP))];
-    assert_eq!((app.memory_mib, app.vcpus, app.restart_counter), (128, 2, 3));
+    assert_eq!(
+        (app.memory_mib, app.vcpus, app.restart_counter),
+        (128, 2, 3)
+    );
     assert_eq!(app.runtime, Runtime::ContainerMicrovm);
     assert_eq!(app.env, ["GREETING=hello", "A=b=c"]);
     assert_eq!(app.user_data, None);
     let interface = &app.interfaces[0];
     assert_eq!(interface.mac, Some([2, 0, 0, 0, 0, 10]));
-    assert_eq!(interface.port_maps, [PortMap { protocol: Protocol::Tcp, device_port: 8080, app_port: 80 }]);
+    assert_eq!(
+        interface.port_maps,
+        [PortMap {
+            protocol: Protocol::Tcp,
+            device_port: 8080,
+            app_port: 80
+        }]
+    );
 }
 
 #[test]
 fn kinds_of_apps() {
     let table = [
-        (Format::Container, VmMode::Nohyper, Ok(Runtime::ContainerNative)),
-        (Format::Container, VmMode::Hvm, Ok(Runtime::ContainerMicrovm)),
-        (Format::Raw, VmMode::Pv, Ok(Runtime::Machine { cmdline: "root=/dev/vda1".into() })),
-        (Format::Qcow2, VmMode::Legacy, Ok(Runtime::Machine { cmdline: "root=/dev/vda1".into() })),
+        (
+            Format::Container,
+            VmMode::Nohyper,
+            Ok(Runtime::ContainerNative),
+        ),
+        (
+            Format::Container,
+            VmMode::Hvm,
+            Ok(Runtime::ContainerMicrovm),
+        ),
+        (
+            Format::Raw,
+            VmMode::Pv,
+            Ok(Runtime::Machine {
+                cmdline: "root=/dev/vda1".into(),
+            }),
+        ),
+        (
+            Format::Qcow2,
+            VmMode::Legacy,
+            Ok(Runtime::Machine {
+                cmdline: "root=/dev/vda1".into(),
+            }),
+        ),
         (Format::Raw, VmMode::Nohyper, Err("NOHYPER")),
         (Format::Iso, VmMode::Hvm, Err("format ISO")),
     ];
@@ -168,24 +230,39 @@ fn a_machine_gets_its_user_data_as_it_is() {
     config.apps[0].user_data = BASE64.encode("#cloud-config\n");
     let out = translate(&config, &Table);
     let app = &out.desired.apps[&AppId(id(APP))];
-    assert_eq!((app.user_data.as_deref(), app.env.len()), (Some("#cloud-config\n"), 0));
+    assert_eq!(
+        (app.user_data.as_deref(), app.env.len()),
+        (Some("#cloud-config\n"), 0)
+    );
 }
 
 #[test]
 fn secrets_are_opened_where_they_stand() {
-    let block = |context: &str| Some(CipherBlock { cipher_context_id: context.into(), ..CipherBlock::default() });
+    let block = |context: &str| {
+        Some(CipherBlock {
+            cipher_context_id: context.into(),
+            ..CipherBlock::default()
+        })
+    };
     let mut config = config();
     config.datastores[0].cipher_data = block("good");
     config.apps[0].cipher_data = block("good");
     let out = translate(&config, &Table);
-    assert_eq!(out.desired.datastores[&DatastoreId(id(STORE))].login, Some(("user".into(), "word".into())));
+    assert_eq!(
+        out.desired.datastores[&DatastoreId(id(STORE))].login,
+        Some(("user".into(), "word".into()))
+    );
     assert_eq!(out.desired.apps[&AppId(id(APP))].env, ["SECRET=1"]);
 
     config.datastores[0].cipher_data = None;
     config.apps[0].cipher_data = block("bad");
     let out = translate(&config, &Table);
     assert_eq!(out.faults.len(), 1);
-    assert!(out.faults[0].message.contains("no such context"), "{:?}", out.faults);
+    assert!(
+        out.faults[0].message.contains("no such context"),
+        "{:?}",
+        out.faults
+    );
 }
 
 #[test]
@@ -198,10 +275,26 @@ fn what_a_reference_to_an_image_may_look_like() {
         ("hello:latest".into(), &"AB".repeat(32)[..], Ok("hello")),
         ("hello".into(), "", Err("has no digest")),
         ("hello@sha256:abcd".into(), "", Err("not a digest")),
-        (format!("hello@{}", digest.to_uppercase()), "", Err("not a digest")),
-        (format!("../etc@{digest}"), "", Err("not the name of a repository")),
-        (format!("Hello@{digest}"), "", Err("not the name of a repository")),
-        (format!("@{digest}"), "", Err("not the name of a repository")),
+        (
+            format!("hello@{}", digest.to_uppercase()),
+            "",
+            Err("not a digest"),
+        ),
+        (
+            format!("../etc@{digest}"),
+            "",
+            Err("not the name of a repository"),
+        ),
+        (
+            format!("Hello@{digest}"),
+            "",
+            Err("not the name of a repository"),
+        ),
+        (
+            format!("@{digest}"),
+            "",
+            Err("not the name of a repository"),
+        ),
     ];
     for (url, sha256, expected) in table {
         let mut config = config();
@@ -209,8 +302,16 @@ fn what_a_reference_to_an_image_may_look_like() {
         config.content_info[0].sha256 = sha256.into();
         let out = translate(&config, &Table);
         match expected {
-            Ok(repository) => assert_eq!(out.desired.contents[&ContentId(id(CONTENT))].repository, repository, "{url}"),
-            Err(reason) => assert!(out.faults[0].message.contains(reason), "{url}: {:?}", out.faults),
+            Ok(repository) => assert_eq!(
+                out.desired.contents[&ContentId(id(CONTENT))].repository,
+                repository,
+                "{url}"
+            ),
+            Err(reason) => assert!(
+                out.faults[0].message.contains(reason),
+                "{url}: {:?}",
+                out.faults
+            ),
         }
     }
 }
@@ -220,36 +321,85 @@ fn a_datastores_path_comes_before_the_repository() {
     let mut config = config();
     config.datastores[0].dpath = "/team/".into();
     let out = translate(&config, &Table);
-    assert_eq!(out.desired.contents[&ContentId(id(CONTENT))].repository, "team/apps/hello");
+    assert_eq!(
+        out.desired.contents[&ContentId(id(CONTENT))].repository,
+        "team/apps/hello"
+    );
 }
 
 #[test]
 fn networks() {
-    let range = |start: &str, end: &str| Some(IpRange { start: start.into(), end: end.into() });
-    let table: [(&str, &str, Option<IpRange>, Result<(&str, &str, &str), &str>); 10] = [
-        ("10.1.0.0/24", "", None, Ok(("10.1.0.1", "10.1.0.2", "10.1.0.254"))),
-        ("10.1.0.77/28", "10.1.0.78", None, Ok(("10.1.0.78", "10.1.0.66", "10.1.0.78"))),
-        ("10.1.0.0/24", "10.1.0.1", range("10.1.0.10", "10.1.0.20"), Ok(("10.1.0.1", "10.1.0.10", "10.1.0.20"))),
+    let range = |start: &str, end: &str| {
+        Some(IpRange {
+            start: start.into(),
+            end: end.into(),
+        })
+    };
+    type Addresses = (&'static str, &'static str, &'static str);
+    type Case = (
+        &'static str,
+        &'static str,
+        Option<IpRange>,
+        Result<Addresses, &'static str>,
+    );
+    let table: [Case; 10] = [
+        (
+            "10.1.0.0/24",
+            "",
+            None,
+            Ok(("10.1.0.1", "10.1.0.2", "10.1.0.254")),
+        ),
+        (
+            "10.1.0.77/28",
+            "10.1.0.78",
+            None,
+            Ok(("10.1.0.78", "10.1.0.66", "10.1.0.78")),
+        ),
+        (
+            "10.1.0.0/24",
+            "10.1.0.1",
+            range("10.1.0.10", "10.1.0.20"),
+            Ok(("10.1.0.1", "10.1.0.10", "10.1.0.20")),
+        ),
         ("10.1.0.0/30", "", None, Err("not a subnet")),
         ("10.1.0.0/33", "", None, Err("not a subnet")),
         ("127.0.0.0/8", "", None, Err("not a subnet")),
         ("fd00::/64", "", None, Err("not a subnet")),
         ("10.1.0.0/24", "10.2.0.1", None, Err("not a host of")),
-        ("10.1.0.0/24", "", range("10.1.0.20", "10.1.0.10"), Err("comes after")),
-        ("10.1.0.0/24", "", range("10.1.0.20", "10.1.0.255"), Err("not a host of")),
+        (
+            "10.1.0.0/24",
+            "",
+            range("10.1.0.20", "10.1.0.10"),
+            Err("comes after"),
+        ),
+        (
+            "10.1.0.0/24",
+            "",
+            range("10.1.0.20", "10.1.0.255"),
+            Err("not a host of"),
+        ),
     ];
     for (subnet, gateway, dhcp_range, expected) in table {
         let mut config = config();
-        config.network_instances[0].ip =
-            Some(Ipspec { subnet: subnet.into(), gateway: gateway.into(), dhcp_range, ..Ipspec::default() });
+        config.network_instances[0].ip = Some(Ipspec {
+            subnet: subnet.into(),
+            gateway: gateway.into(),
+            dhcp_range,
+            ..Ipspec::default()
+        });
         let out = translate(&config, &Table);
         match expected {
             Ok((gateway, first, last)) => {
                 let network = &out.desired.networks[&NetworkId(id(NETWORK))];
-                let seen = [network.gateway, network.range.0, network.range.1].map(|a| a.to_string());
+                let seen =
+                    [network.gateway, network.range.0, network.range.1].map(|a| a.to_string());
                 assert_eq!(seen, [gateway, first, last], "{subnet}");
             }
-            Err(reason) => assert!(out.faults[0].message.contains(reason), "{subnet}: {:?}", out.faults),
+            Err(reason) => assert!(
+                out.faults[0].message.contains(reason),
+                "{subnet}: {:?}",
+                out.faults
+            ),
         }
     }
 }
@@ -261,8 +411,17 @@ fn access_rules() {
         actions: vec![AceAction::default()],
         ..Ace::default()
     };
-    let drop = Ace { actions: vec![AceAction { drop: true, ..AceAction::default() }], ..all.clone() };
-    let some = Ace { matches: vec![matched("host", "example.org")], ..all.clone() };
+    let drop = Ace {
+        actions: vec![AceAction {
+            drop: true,
+            ..AceAction::default()
+        }],
+        ..all.clone()
+    };
+    let some = Ace {
+        matches: vec![matched("host", "example.org")],
+        ..all.clone()
+    };
     let mut limited = port_map("tcp", "1", 1);
     limited.matches.push(matched("ip", "192.0.2.0/24"));
     let table = [
@@ -281,8 +440,17 @@ fn access_rules() {
         config.apps[0].interfaces[0].acls = vec![rule.clone()];
         let out = translate(&config, &Table);
         match expected {
-            Ok(maps) => assert_eq!(out.desired.apps[&AppId(id(APP))].interfaces[0].port_maps.len(), maps),
-            Err(reason) => assert!(out.faults[0].message.contains(reason), "{rule:?}: {:?}", out.faults),
+            Ok(maps) => assert_eq!(
+                out.desired.apps[&AppId(id(APP))].interfaces[0]
+                    .port_maps
+                    .len(),
+                maps
+            ),
+            Err(reason) => assert!(
+                out.faults[0].message.contains(reason),
+                "{rule:?}: {:?}",
+                out.faults
+            ),
         }
     }
 }
@@ -293,14 +461,42 @@ fn one_bad_app_does_not_take_the_others_away() {
     let table: [(&str, Change, &str); 12] = [
         ("no id", |a| a.uuidandversion = None, "not a UUID"),
         ("no resources", |a| a.fixedresources = None, "no resources"),
-        ("no memory", |a| a.fixedresources.as_mut().unwrap().memory = 0, "memory"),
-        ("too many vCPUs", |a| a.fixedresources.as_mut().unwrap().vcpus = 17, "vCPUs"),
+        (
+            "no memory",
+            |a| a.fixedresources.as_mut().unwrap().memory = 0,
+            "memory",
+        ),
+        (
+            "too many vCPUs",
+            |a| a.fixedresources.as_mut().unwrap().vcpus = 17,
+            "vCPUs",
+        ),
         ("no volume", |a| a.volume_ref_list.clear(), "no volume"),
-        ("unknown volume", |a| a.volume_ref_list[0].uuid = NETWORK.into(), "not in the config"),
-        ("other generation", |a| a.volume_ref_list[0].generation_count = 9, "generation"),
-        ("passthrough", |a| a.adapters.push(Adapter::default()), "devices"),
-        ("unknown network", |a| a.interfaces[0].network_id = VOLUME.into(), "not in the config"),
-        ("group address", |a| a.interfaces[0].mac_address = "01:00:00:00:00:00".into(), "hardware address"),
+        (
+            "unknown volume",
+            |a| a.volume_ref_list[0].uuid = NETWORK.into(),
+            "not in the config",
+        ),
+        (
+            "other generation",
+            |a| a.volume_ref_list[0].generation_count = 9,
+            "generation",
+        ),
+        (
+            "passthrough",
+            |a| a.adapters.push(Adapter::default()),
+            "devices",
+        ),
+        (
+            "unknown network",
+            |a| a.interfaces[0].network_id = VOLUME.into(),
+            "not in the config",
+        ),
+        (
+            "group address",
+            |a| a.interfaces[0].mac_address = "01:00:00:00:00:00".into(),
+            "hardware address",
+        ),
         ("bad user data", |a| a.user_data = "%%%".into(), "base64"),
         ("taken port", |_| (), "given to app hello already"),
     ];
@@ -317,7 +513,11 @@ fn one_bad_app_does_not_take_the_others_away() {
         let out = translate(&config, &Table);
         assert_eq!(out.desired.apps.len(), 1, "{name}");
         assert_eq!(out.faults.len(), 1, "{name}: {:?}", out.faults);
-        assert!(out.faults[0].message.contains(reason), "{name}: {:?}", out.faults);
+        assert!(
+            out.faults[0].message.contains(reason),
+            "{name}: {:?}",
+            out.faults
+        );
     }
 }
 
@@ -326,10 +526,17 @@ fn what_builds_on_something_that_is_left_out_says_why() {
     let mut config = config();
     config.datastores[0].d_type = DsType::DsS3.into();
     let out = translate(&config, &Table);
-    assert!(out.desired.apps.is_empty() && out.desired.volumes.is_empty() && out.desired.contents.is_empty());
+    assert!(
+        out.desired.apps.is_empty()
+            && out.desired.volumes.is_empty()
+            && out.desired.contents.is_empty()
+    );
     assert_eq!(out.faults.len(), 4);
     for fault in &out.faults {
-        assert!(fault.message.contains("only container registries"), "{fault:?}");
+        assert!(
+            fault.message.contains("only container registries"),
+            "{fault:?}"
+        );
     }
     assert_eq!(out.desired.networks.len(), 1);
 }
@@ -342,7 +549,11 @@ fn two_objects_with_one_id_are_one_and_a_fault() {
     config.volumes.push(copy);
     let out = translate(&config, &Table);
     assert!(!out.desired.volumes[&VolumeId(id(VOLUME))].readonly);
-    assert!(out.faults[0].message.contains("two objects"), "{:?}", out.faults);
+    assert!(
+        out.faults[0].message.contains("two objects"),
+        "{:?}",
+        out.faults
+    );
 }
 
 #[test]
@@ -351,7 +562,11 @@ fn an_inactive_network_is_not_set_up() {
     config.network_instances[0].activate = false;
     let out = translate(&config, &Table);
     assert!(out.desired.networks.is_empty());
-    assert!(out.faults[0].message.contains("not in the config"), "{:?}", out.faults);
+    assert!(
+        out.faults[0].message.contains("not in the config"),
+        "{:?}",
+        out.faults
+    );
 }
 
 #[test]
@@ -359,10 +574,16 @@ fn environment_lines_that_are_none_are_not_quoted() {
     let mut config = config();
     config.apps[0].user_data = BASE64.encode("A=1\npassword: hunter2\n");
     let out = translate(&config, &Table);
-    assert_eq!(out.faults[0].message, "line 2 of its environment is not NAME=value");
+    assert_eq!(
+        out.faults[0].message,
+        "line 2 of its environment is not NAME=value"
+    );
 }
 
 #[test]
 fn an_empty_config_is_an_empty_device() {
-    assert_eq!(translate(&EdgeDevConfig::default(), &Table), Translated::default());
+    assert_eq!(
+        translate(&EdgeDevConfig::default(), &Table),
+        Translated::default()
+    );
 }

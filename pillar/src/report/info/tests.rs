@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::domain::desired::{App, AppInterface, Content, ContentKind, Desired, Runtime, Volume, VolumeMount};
+use crate::domain::desired::{
+    App, AppInterface, Content, ContentKind, Desired, Runtime, Volume, VolumeMount,
+};
 use crate::domain::ids::DatastoreId;
 use uuid::Uuid;
 
@@ -29,7 +31,13 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
         )]),
         volumes: BTreeMap::from([(
             VOLUME,
-            Volume { name: "disk".into(), content: CONTENT, generation: 5, size_bytes: 0, readonly: false },
+            Volume {
+                name: "disk".into(),
+                content: CONTENT,
+                generation: 5,
+                size_bytes: 0,
+                readonly: false,
+            },
         )]),
         apps: BTreeMap::from([(
             APP,
@@ -39,7 +47,10 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
                 vcpus: 1,
                 memory_mib: 64,
                 runtime: Runtime::ContainerMicrovm,
-                volumes: vec![VolumeMount { volume: VOLUME, mount_dir: String::new() }],
+                volumes: vec![VolumeMount {
+                    volume: VOLUME,
+                    mount_dir: String::new(),
+                }],
                 interfaces: vec![AppInterface {
                     name: "eth0".into(),
                     network: NETWORK,
@@ -60,7 +71,10 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
             CONTENT,
             ContentStatus {
                 name: "image".into(),
-                phase: ContentPhase::Downloading { done: 50, total: Some(200) },
+                phase: ContentPhase::Downloading {
+                    done: 50,
+                    total: Some(200),
+                },
                 trouble: None,
             },
         )]),
@@ -101,7 +115,10 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
     };
     Snapshot {
         observed: Arc::new(observed),
-        config: Arc::new(InForce { desired: Arc::new(desired), ..InForce::default() }),
+        config: Arc::new(InForce {
+            desired: Arc::new(desired),
+            ..InForce::default()
+        }),
         ..Snapshot::default()
     }
 }
@@ -125,7 +142,11 @@ fn states_of_an_app() {
         (AppPhase::Halted, ZSwState::Halted),
     ];
     for (phase, state) in table {
-        assert_eq!(app_of(&snapshot(phase.clone(), None)).state(), state, "{phase:?}");
+        assert_eq!(
+            app_of(&snapshot(phase.clone(), None)).state(),
+            state,
+            "{phase:?}"
+        );
     }
 }
 
@@ -134,7 +155,11 @@ fn an_app_in_preparation_shows_what_it_waits_for() {
     type Change = fn(&mut Observed);
     let table: [(&str, Change, ZSwState); 4] = [
         ("content", |_| (), ZSwState::DownloadStarted),
-        ("volume", |o| o.contents.get_mut(&CONTENT).unwrap().phase = ContentPhase::Ready, ZSwState::CreatingVolume),
+        (
+            "volume",
+            |o| o.contents.get_mut(&CONTENT).unwrap().phase = ContentPhase::Ready,
+            ZSwState::CreatingVolume,
+        ),
         (
             "network",
             |o| {
@@ -143,7 +168,11 @@ fn an_app_in_preparation_shows_what_it_waits_for() {
             },
             ZSwState::Awaitnetworkinstance,
         ),
-        ("nothing", |o| o.volumes.get_mut(&VOLUME).unwrap().ready = true, ZSwState::Initial),
+        (
+            "nothing",
+            |o| o.volumes.get_mut(&VOLUME).unwrap().ready = true,
+            ZSwState::Initial,
+        ),
     ];
     for (name, change, state) in table {
         let mut snapshot = snapshot(AppPhase::Preparing, None);
@@ -154,8 +183,15 @@ fn an_app_in_preparation_shows_what_it_waits_for() {
 
 #[test]
 fn a_running_app_shows_address_and_start_and_its_last_trouble() {
-    let trouble = Trouble { message: "ended with status 1".into(), at: at(400), retry_at: Some(at(600)) };
-    let app = app_of(&snapshot(AppPhase::Running { since: at(500) }, Some(trouble)));
+    let trouble = Trouble {
+        message: "ended with status 1".into(),
+        at: at(400),
+        retry_at: Some(at(600)),
+    };
+    let app = app_of(&snapshot(
+        AppPhase::Running { since: at(500) },
+        Some(trouble),
+    ));
     assert_eq!(app.app_id, APP.to_string());
     assert_eq!(app.boot_time.unwrap().seconds, 500);
     assert_eq!(app.network[0].ip_addrs, ["10.1.0.2"]);
@@ -168,7 +204,8 @@ fn a_running_app_shows_address_and_start_and_its_last_trouble() {
 
 #[test]
 fn every_object_has_a_message_of_its_kind() {
-    let messages = snapshot(AppPhase::Preparing, None).messages("device", &Hardware::default(), at(1000));
+    let messages =
+        snapshot(AppPhase::Preparing, None).messages("device", &Hardware::default(), at(1000));
     let kinds: Vec<_> = messages.values().map(ZInfoMsg::ztype).collect();
     assert_eq!(
         kinds,
@@ -180,33 +217,60 @@ fn every_object_has_a_message_of_its_kind() {
             ZInfoTypes::ZiApp
         ]
     );
-    let Some(InfoContent::Cinfo(content)) = &messages[&Key::Content(CONTENT)].info_content else { panic!() };
-    assert_eq!((content.progress_percentage, content.sha256.as_str()), (25, "ab".repeat(32).as_str()));
-    let Some(InfoContent::Vinfo(volume)) = &messages[&Key::Volume(VOLUME)].info_content else { panic!() };
+    let Some(InfoContent::Cinfo(content)) = &messages[&Key::Content(CONTENT)].info_content else {
+        panic!()
+    };
+    assert_eq!(
+        (content.progress_percentage, content.sha256.as_str()),
+        (25, "ab".repeat(32).as_str())
+    );
+    let Some(InfoContent::Vinfo(volume)) = &messages[&Key::Volume(VOLUME)].info_content else {
+        panic!()
+    };
     assert_eq!(volume.generation_count, 5);
-    let Some(InfoContent::Niinfo(network)) = &messages[&Key::Network(NETWORK)].info_content else { panic!() };
-    assert_eq!((network.bridge_num, network.state()), (1, ZNetworkInstanceState::ZnetinstStateOnline));
+    let Some(InfoContent::Niinfo(network)) = &messages[&Key::Network(NETWORK)].info_content else {
+        panic!()
+    };
+    assert_eq!(
+        (network.bridge_num, network.state()),
+        (1, ZNetworkInstanceState::ZnetinstStateOnline)
+    );
 }
 
 #[test]
 fn what_a_config_asks_for_and_the_device_cannot_do_is_told_at_the_object() {
     let mut snapshot = Snapshot::default();
-    Arc::make_mut(&mut snapshot.config).faults =
-        vec![Fault { object: Object::App(APP), name: "web".into(), message: "no volume".into() }];
+    Arc::make_mut(&mut snapshot.config).faults = vec![Fault {
+        object: Object::App(APP),
+        name: "web".into(),
+        message: "no volume".into(),
+    }];
     let app = app_of(&snapshot);
-    assert_eq!((app.state(), app.app_err[0].description.as_str()), (ZSwState::Error, "no volume"));
+    assert_eq!(
+        (app.state(), app.app_err[0].description.as_str()),
+        (ZSwState::Error, "no volume")
+    );
 }
 
 #[test]
 fn troubles_and_hash_travel_in_the_config_items() {
     let mut snapshot = Snapshot::default();
     Arc::make_mut(&mut snapshot.config).hash = "abc".into();
-    let trouble = Trouble { message: "config refused: bad signature".into(), at: at(1), retry_at: None };
+    let trouble = Trouble {
+        message: "config refused: bad signature".into(),
+        at: at(1),
+        retry_at: None,
+    };
     snapshot.troubles.insert("config".into(), trouble);
     let messages = snapshot.messages("device", &Hardware::default(), at(1000));
-    let Some(InfoContent::Dinfo(device)) = &messages[&Key::Device].info_content else { panic!() };
+    let Some(InfoContent::Dinfo(device)) = &messages[&Key::Device].info_content else {
+        panic!()
+    };
     let items = &device.config_item_status.as_ref().unwrap().config_items;
-    assert_eq!(items["skerry.trouble.config"].error, "config refused: bad signature");
+    assert_eq!(
+        items["skerry.trouble.config"].error,
+        "config refused: bad signature"
+    );
     assert_eq!(items["skerry.config.hash"].value, "abc");
     assert_eq!(items["timer.config.interval"].value, "60");
 }
@@ -223,8 +287,13 @@ fn a_message_is_the_same_whenever_it_was_made() {
 
 #[test]
 fn percents() {
-    for (done, total, percent) in [(0, None, 0), (5, Some(0), 0), (1, Some(3), 33), (9, Some(3), 99), (u64::MAX, Some(u64::MAX), 99)]
-    {
+    for (done, total, percent) in [
+        (0, None, 0),
+        (5, Some(0), 0),
+        (1, Some(3), 33),
+        (9, Some(3), 99),
+        (u64::MAX, Some(u64::MAX), 99),
+    ] {
         assert_eq!(super::percent(done, total), percent);
     }
 }
