@@ -131,7 +131,7 @@ impl Config {
     /// Reads the file; an absent one is empty.
     pub fn load(path: &Path) -> Result<Self, Failure> {
         match fs::read_to_string(path) {
-            Ok(text) => serde_yaml_ng::from_str(&text).map_err(Failure::io("understand", path)),
+            Ok(text) => serde_yaml_ng::from_str(&text).map_err(Failure::content(path)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(Failure::io("read", path)(error)),
         }
@@ -139,7 +139,7 @@ impl Config {
 
     /// Writes the file: whole, then renamed into place; readable by its owner only.
     pub fn save(&self, path: &Path) -> Result<(), Failure> {
-        let text = serde_yaml_ng::to_string(self).map_err(Failure::io("write", path))?;
+        let text = serde_yaml_ng::to_string(self).map_err(Failure::content(path))?;
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::DirBuilder::new()
                 .recursive(true)

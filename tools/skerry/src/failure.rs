@@ -1,6 +1,8 @@
 //! How a command fails: a sentence for people, an exit code for scripts.
 
 use std::fmt::Display;
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What the exit code says. The numbers are part of the interface: scripts depend on them.
@@ -61,16 +63,27 @@ impl Failure {
         }
     }
 
-    /// For `map_err` on file operations: names the operation and the file.
-    pub fn io<E: Display>(operation: &str, path: &std::path::Path) -> impl FnOnce(E) -> Self {
-        let start = format!("cannot {operation} {}", path.display());
+    /// For `map_err` on file operations: names the operation and the file. A file that is not there is "no such thing".
+    pub fn io(operation: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let (operation, path) = (operation.to_owned(), path.display().to_string());
+        move |error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Self::not_found(format!("cannot {operation} {path}: there is no such file"))
+            }
+            _ => Self::error(format!("cannot {operation} {path}: {error}")),
+        }
+    }
+
+    /// For `map_err` on files whose content is not what it should be.
+    pub fn content<E: Display>(path: &Path) -> impl FnOnce(E) -> Self {
+        let start = format!("cannot understand {}", path.display());
         move |error| Self::error(format!("{start}: {error}"))
     }
 
     /// Writing our own output failed. If the reader went away (`skerry get devices | head -1`) that is no error.
-    pub fn output(error: std::io::Error) -> Self {
+    pub fn output(error: io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self::new(Exit::Closed, ""),
+            io::ErrorKind::BrokenPipe => Self::new(Exit::Closed, ""),
             _ => Self::error(format!("cannot write to standard output: {error}")),
         }
     }

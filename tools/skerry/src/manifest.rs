@@ -52,12 +52,7 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<Item>, Failure> {
 }
 
 fn read_file(path: &Path) -> Result<String, Failure> {
-    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Failure::not_found(format!("there is no file {}", path.display()))
-        }
-        _ => Failure::io("read", path)(error),
-    })?;
+    let file = std::fs::File::open(path).map_err(Failure::io("read", path))?;
     slurp(file, path)
 }
 

@@ -21,8 +21,8 @@ pub fn build(args: ImageBuild, context: Option<&str>) -> Result<(), Failure> {
         ),
         None => fetch(context)?,
     };
-    let bundle = Bundle::parse(&json)
-        .map_err(|error| Failure::error(format!("the bundle from {source}: {error}")))?;
+    let bundle =
+        Bundle::parse(&json).map_err(|error| Failure::error(format!("{source}: {error}")))?;
     note(format!(
         "devices from this stick will look for their controller at {}",
         bundle.server

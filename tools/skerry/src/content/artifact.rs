@@ -137,12 +137,7 @@ fn check_format(machine: &Machine) -> Result<(), Failure> {
 
 fn first_bytes(path: &Path) -> Result<[u8; 4], Failure> {
     use std::io::Read as _;
-    let mut file = std::fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Failure::not_found(format!("there is no file {}", path.display()))
-        }
-        _ => Failure::io("read", path)(error),
-    })?;
+    let mut file = std::fs::File::open(path).map_err(Failure::io("read", path))?;
     let mut bytes = [0; 4];
     match file.read_exact(&mut bytes) {
         Ok(()) => Ok(bytes),

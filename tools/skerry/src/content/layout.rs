@@ -48,8 +48,7 @@ pub fn plan(dir: &Path) -> Result<Plan, Failure> {
             dir.display()
         )),
     })?;
-    let document: Document =
-        serde_json::from_slice(&bytes).map_err(Failure::io("understand", &index))?;
+    let document: Document = serde_json::from_slice(&bytes).map_err(Failure::content(&index))?;
     let [image] = document.manifests.as_slice() else {
         return Err(Failure::usage(format!(
             "{} names {} images; exactly one can be pushed",
@@ -85,8 +84,7 @@ fn collect(
             path.display()
         )));
     }
-    let document: Document =
-        serde_json::from_slice(&bytes).map_err(Failure::io("understand", &path))?;
+    let document: Document = serde_json::from_slice(&bytes).map_err(Failure::content(&path))?;
     for inner in &document.manifests {
         collect(dir, inner, depth + 1, plan)?;
     }

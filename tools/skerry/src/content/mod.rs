@@ -78,12 +78,7 @@ pub fn digest_of(bytes: &[u8]) -> String {
 
 /// Digest and size of a file, with progress.
 pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure> {
-    let mut file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Failure::not_found(format!("there is no file {}", path.display()))
-        }
-        _ => Failure::io("read", path)(error),
-    })?;
+    let mut file = File::open(path).map_err(Failure::io("read", path))?;
     let meta = file.metadata().map_err(Failure::io("read", path))?;
     if !meta.is_file() {
         return Err(Failure::usage(format!("{} is not a file", path.display())));
