@@ -51,10 +51,13 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
         if let (Some(pid), false) = (status.pid, native) {
             processes.push(process(pid, "skerry-vmm", memory, boot));
             if let Some(own) = procfs::monitor_own(pid) {
-                items.push(item(
+                // By process for who lists processes, by app for who lists apps.
+                for key in [
                     format!("skerry.process.{pid}.pssBytes"),
-                    MetricItemValue::Uint64Value(own),
-                ));
+                    format!("skerry.app.{id}.monitorBytes"),
+                ] {
+                    items.push(item(key, MetricItemValue::Uint64Value(own)));
+                }
             }
         }
     }
