@@ -31,7 +31,9 @@ struct Tls {
 
 fn tls() -> Tls {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    let made =
+        rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])
+            .unwrap();
     Tls {
         ca: made.cert.pem(),
         certificate: made.cert.pem(),
@@ -48,8 +50,36 @@ impl Drop for Killed {
     }
 }
 
+/// A mounted image.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(image: &Path, place: &'a Path) -> Self {
+        assert!(
+            Command::new("mount")
+                .args(["-o", "loop,ro"])
+                .arg(image)
+                .arg(place)
+                .status()
+                .unwrap()
+                .success()
+        );
+        Self(place)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Debian's docker-registry with TLS on loopback.
@@ -71,7 +101,10 @@ async fn docker_registry(dir: &Path, tls: &Tls) -> (Killed, String) {
         .spawn()
         .expect("docker-registry is installed (apt-get install docker-registry)");
     for _ in 0..200 {
-        if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+        if tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_ok()
+        {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -87,11 +120,17 @@ async fn push(registry: &str, tls: &Tls, repository: &str, image: &Image) {
         .unwrap();
     let base = format!("https://{registry}/v2/{repository}");
     for blob in &image.blobs {
-        let opened = client.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
+        let opened = client
+            .post(format!("{base}/blobs/uploads/"))
+            .send()
+            .await
+            .unwrap();
         assert!(opened.status().is_success(), "{opened:?}");
         let place = opened.headers()["location"].to_str().unwrap().to_owned();
         let joint = if place.contains('?') { '&' } else { '?' };
-        let put = client.put(format!("{place}{joint}digest={}", blob.digest)).body(blob.bytes.clone());
+        let put = client
+            .put(format!("{place}{joint}digest={}", blob.digest))
+            .body(blob.bytes.clone());
         let stored = put.send().await.unwrap();
         assert!(stored.status().is_success(), "{stored:?}");
     }
@@ -145,17 +184,29 @@ impl Device {
         Self::start(self.dir, self.paths, desired)
     }
 
-    async fn wait(&mut self, what: &str, test: impl FnMut(&Arc<Contents>) -> bool) -> Arc<Contents> {
-        let seen = tokio::time::timeout(Duration::from_secs(60), self.contents.wait_for(test)).await;
+    async fn wait(
+        &mut self,
+        what: &str,
+        test: impl FnMut(&Arc<Contents>) -> bool,
+    ) -> Arc<Contents> {
+        let seen =
+            tokio::time::timeout(Duration::from_secs(60), self.contents.wait_for(test)).await;
         match seen.map(|seen| seen.unwrap().clone()) {
             Ok(seen) => seen,
-            Err(_) => panic!("not seen within a minute: {what}; the last was {:#?}", self.contents.borrow()),
+            Err(_) => panic!(
+                "not seen within a minute: {what}; the last was {:#?}",
+                self.contents.borrow()
+            ),
         }
     }
 
     async fn ready(&mut self, n: u128) -> Arc<Ready> {
         let id = content_id(n);
-        let seen = self.wait("ready", |all| all.get(&id).is_some_and(|state| state.image.is_some())).await;
+        let seen = self
+            .wait("ready", |all| {
+                all.get(&id).is_some_and(|state| state.image.is_some())
+            })
+            .await;
         assert_eq!(seen[&id].status.phase, ContentPhase::Ready);
         assert_eq!(seen[&id].status.trouble, None);
         seen[&id].image.clone().unwrap()
@@ -164,7 +215,10 @@ impl Device {
     async fn trouble(&mut self, n: u128) -> String {
         let id = content_id(n);
         let seen = self
-            .wait("trouble", |all| all.get(&id).is_some_and(|state| state.status.trouble.is_some()))
+            .wait("trouble", |all| {
+                all.get(&id)
+                    .is_some_and(|state| state.status.trouble.is_some())
+            })
             .await;
         let trouble = seen[&id].status.trouble.clone().unwrap();
         assert!(trouble.retry_at.unwrap() > trouble.at);
@@ -183,11 +237,19 @@ impl Device {
     }
 }
 
-fn with_content(registry: &str, tls: &Tls, contents: &[(u128, &Image, ContentKind, &str)]) -> Desired {
+fn with_content(
+    registry: &str,
+    tls: &Tls,
+    contents: &[(u128, &Image, ContentKind, &str)],
+) -> Desired {
     let mut desired = Desired::default();
-    desired.datastores.insert(DATASTORE, datastore(registry, &tls.ca));
+    desired
+        .datastores
+        .insert(DATASTORE, datastore(registry, &tls.ca));
     for (n, image, kind, repository) in contents {
-        desired.contents.insert(content_id(*n), content(image, *kind, repository));
+        desired
+            .contents
+            .insert(content_id(*n), content(image, *kind, repository));
     }
     desired
 }
@@ -195,7 +257,11 @@ fn with_content(registry: &str, tls: &Tls, contents: &[(u128, &Image, ContentKin
 fn hello() -> Image {
     container_image(
         vec![
-            layer(&[("etc/passwd", 0o644, b"web:x:33:34::/:\n"), ("gone", 0o644, b"x"), ("bin/tool", 0o4755, b"old")]),
+            layer(&[
+                ("etc/passwd", 0o644, b"web:x:33:34::/:\n"),
+                ("gone", 0o644, b"x"),
+                ("bin/tool", 0o4755, b"old"),
+            ]),
             layer(&[(".wh.gone", 0o644, b""), ("bin/tool", 0o4755, b"new")]),
         ],
         json!({"User": "web", "Cmd": ["/bin/tool"], "Env": ["A=b"]}),
@@ -208,7 +274,11 @@ async fn a_container_comes_from_a_real_registry_and_goes_when_nobody_wants_it() 
     let dir = tempfile::tempdir().unwrap();
     let (server, registry) = docker_registry(dir.path(), &tls).await;
     let image = hello();
-    let machine = machine_image(&[("kernel", b"kernel"), ("initrd", b"initrd"), ("disk-root", &[7; 100_000])]);
+    let machine = machine_image(&[
+        ("kernel", b"kernel"),
+        ("initrd", b"initrd"),
+        ("disk-root", &[7; 100_000]),
+    ]);
     push(&registry, &tls, "demo/hello", &image).await;
     push(&registry, &tls, "demo/machine", &machine).await;
 
@@ -221,17 +291,43 @@ async fn a_container_comes_from_a_real_registry_and_goes_when_nobody_wants_it() 
             (2, &machine, ContentKind::MachineRaw, "demo/machine"),
         ],
     )));
-    let Ready::Container { rootfs, config, notes } = &*device.ready(1).await else { panic!("no container") };
+    let Ready::Container {
+        rootfs,
+        config,
+        notes,
+    } = &*device.ready(1).await
+    else {
+        panic!("no container")
+    };
     assert_eq!((notes.uid, notes.gid), (33, 34));
     assert_eq!(config.cmd, ["/bin/tool"]);
-    let said = Command::new("fsck.erofs").arg(format!("--extract={}", dir.path().join("tree").display())).arg(rootfs).output().unwrap();
-    assert!(said.status.success(), "{said:?}");
+    assert!(
+        Command::new("fsck.erofs")
+            .arg(rootfs)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let mounted = Mounted::new(rootfs, &tree);
     assert_eq!(std::fs::read(tree.join("bin/tool")).unwrap(), b"new");
-    assert_eq!(std::fs::metadata(tree.join("bin/tool")).unwrap().mode() & 0o7777, 0o4755);
+    assert_eq!(
+        std::fs::metadata(tree.join("bin/tool")).unwrap().mode() & 0o7777,
+        0o4755
+    );
     assert!(!tree.join("gone").exists());
+    drop(mounted);
 
-    let Ready::Machine { kernel, initrds, disk, disk_bytes, qcow2 } = &*device.ready(2).await else {
+    let Ready::Machine {
+        kernel,
+        initrds,
+        disk,
+        disk_bytes,
+        qcow2,
+    } = &*device.ready(2).await
+    else {
         panic!("no machine")
     };
     assert_eq!(std::fs::read(kernel).unwrap(), b"kernel");
@@ -249,8 +345,17 @@ async fn a_container_comes_from_a_real_registry_and_goes_when_nobody_wants_it() 
     device.desired.send_modify(|desired| {
         Arc::make_mut(desired).contents.remove(&content_id(1));
     });
-    device.wait("the container is gone", |all| !all.contains_key(&content_id(1))).await;
-    let kept: Vec<String> = machine.blobs.iter().chain([&machine.manifest]).map(|blob| blob.digest.hex()).collect();
+    device
+        .wait("the container is gone", |all| {
+            !all.contains_key(&content_id(1))
+        })
+        .await;
+    let kept: Vec<String> = machine
+        .blobs
+        .iter()
+        .chain([&machine.manifest])
+        .map(|blob| blob.digest.hex())
+        .collect();
     for _ in 0..100 {
         if device.files().len() < before.len() {
             break;
@@ -287,7 +392,12 @@ struct Crooked {
 async fn crooked(tls: &Tls, images: &[(&Image, Mischief)]) -> (Arc<Mutex<Crooked>>, String) {
     let mut crooked = Crooked::default();
     for (image, mischief) in images {
-        for (kind, blob) in image.blobs.iter().map(|blob| ("blobs", blob)).chain([("manifests", &image.manifest)]) {
+        for (kind, blob) in image
+            .blobs
+            .iter()
+            .map(|blob| ("blobs", blob))
+            .chain([("manifests", &image.manifest)])
+        {
             let path = format!("{kind}/{}", blob.digest);
             crooked.things.insert(path.clone(), blob.bytes.clone());
             crooked.mischief.insert(path, mischief.clone());
@@ -296,11 +406,21 @@ async fn crooked(tls: &Tls, images: &[(&Image, Mischief)]) -> (Arc<Mutex<Crooked
     let crooked = Arc::new(Mutex::new(crooked));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(serve(listener, tls.certificate.clone(), tls.key.clone(), crooked.clone()));
+    tokio::spawn(serve(
+        listener,
+        tls.certificate.clone(),
+        tls.key.clone(),
+        crooked.clone(),
+    ));
     (crooked, address)
 }
 
-async fn serve(listener: TcpListener, certificate: String, key: String, crooked: Arc<Mutex<Crooked>>) {
+async fn serve(
+    listener: TcpListener,
+    certificate: String,
+    key: String,
+    crooked: Arc<Mutex<Crooked>>,
+) {
     use rustls_pki_types::pem::PemObject;
     let config = rustls::ServerConfig::builder()
         .with_no_client_auth()
@@ -315,7 +435,9 @@ async fn serve(listener: TcpListener, certificate: String, key: String, crooked:
         let (stream, _) = listener.accept().await.unwrap();
         let (acceptor, crooked) = (acceptor.clone(), crooked.clone());
         tokio::spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
             let mut stream = BufReader::new(stream);
             let mut head = String::new();
             while !head.ends_with("\r\n\r\n") {
@@ -339,7 +461,11 @@ fn respond(head: &str, crooked: &Mutex<Crooked>, address: &str) -> (Vec<u8>, Opt
     let lower = head.to_ascii_lowercase();
     let path = head.split(' ').nth(1).unwrap();
     let answer = |status: &str, headers: &str, body: &[u8]| {
-        let mut bytes = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).into_bytes();
+        let mut bytes = format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+            body.len()
+        )
+        .into_bytes();
         bytes.extend_from_slice(body);
         bytes
     };
@@ -347,23 +473,43 @@ fn respond(head: &str, crooked: &Mutex<Crooked>, address: &str) -> (Vec<u8>, Opt
         assert!(path.contains("scope=repository%3Ademo%3Apull"), "{path}");
         return (answer("200 OK", "", br#"{"token":"secret"}"#), None);
     }
-    let Some(name) = path.strip_prefix("/v2/demo/") else { return (answer("404 Not Found", "", b""), None) };
-    let Some(bytes) = crooked.things.get(name).cloned() else { return (answer("404 Not Found", "", b""), None) };
+    let Some(name) = path.strip_prefix("/v2/demo/") else {
+        return (answer("404 Not Found", "", b""), None);
+    };
+    let Some(bytes) = crooked.things.get(name).cloned() else {
+        return (answer("404 Not Found", "", b""), None);
+    };
     let mischief = crooked.mischief.get_mut(name).unwrap();
     if mischief.token && !lower.contains("authorization: bearer secret") {
-        let challenge = format!("www-authenticate: Bearer realm=\"https://{address}/token\",service=\"x\"\r\n");
+        let challenge =
+            format!("www-authenticate: Bearer realm=\"https://{address}/token\",service=\"x\"\r\n");
         return (answer("401 Unauthorized", &challenge, b""), None);
     }
-    let bytes = if mischief.lie { vec![b'!'; bytes.len()] } else { bytes };
-    let from = lower.split("range: bytes=").nth(1).and_then(|rest| rest.split('-').next()?.parse::<usize>().ok());
+    let bytes = if mischief.lie {
+        vec![b'!'; bytes.len()]
+    } else {
+        bytes
+    };
+    let from = lower
+        .split("range: bytes=")
+        .nth(1)
+        .and_then(|rest| rest.split('-').next()?.parse::<usize>().ok());
     let full = match from {
         Some(from) if !mischief.no_ranges => {
-            let range = format!("content-range: bytes {from}-{}/{}\r\n", bytes.len() - 1, bytes.len());
+            let range = format!(
+                "content-range: bytes {from}-{}/{}\r\n",
+                bytes.len() - 1,
+                bytes.len()
+            );
             answer("206 Partial Content", &range, &bytes[from..])
         }
         _ => answer("200 OK", "", &bytes),
     };
-    let cut = if name.starts_with("blobs/") { mischief.cut_once.take() } else { None };
+    let cut = if name.starts_with("blobs/") {
+        mischief.cut_once.take()
+    } else {
+        None
+    };
     (full, cut)
 }
 
@@ -381,13 +527,24 @@ async fn a_cut_download_goes_on_where_it_stopped() {
         };
         let (server, registry) = crooked(&tls, &[(&image, mischief)]).await;
         let mut device = Device::new();
-        let desired = with_content(&registry, &tls, &[(1, &image, ContentKind::MachineRaw, "demo")]);
+        let desired = with_content(
+            &registry,
+            &tls,
+            &[(1, &image, ContentKind::MachineRaw, "demo")],
+        );
         device.desired.send_replace(Arc::new(desired));
         let message = device.trouble(1).await;
         assert!(message.contains("fetching https://127.0.0.1"), "{message}");
-        let Ready::Machine { disk: path, .. } = &*device.ready(1).await else { panic!("no machine") };
+        let Ready::Machine { disk: path, .. } = &*device.ready(1).await else {
+            panic!("no machine")
+        };
         assert_eq!(std::fs::read(path).unwrap(), disk);
-        let requests = server.lock().unwrap().requests.join("\n").to_ascii_lowercase();
+        let requests = server
+            .lock()
+            .unwrap()
+            .requests
+            .join("\n")
+            .to_ascii_lowercase();
         assert!(requests.contains("range: bytes=1"), "{requests}");
     }
 }
@@ -402,10 +559,22 @@ async fn wrong_bytes_are_refused_and_others_are_untouched() {
         lie: true,
         ..Mischief::default()
     };
-    let (server, registry) = crooked(&tls, &[(&good, Mischief::default()), (&lying_blob, lie.clone()), (&lying_manifest, lie)]).await;
+    let (server, registry) = crooked(
+        &tls,
+        &[
+            (&good, Mischief::default()),
+            (&lying_blob, lie.clone()),
+            (&lying_manifest, lie),
+        ],
+    )
+    .await;
     // This one tells the truth in its manifest.
     let path = format!("manifests/{}", lying_blob.manifest.digest);
-    server.lock().unwrap().mischief.insert(path, Mischief::default());
+    server
+        .lock()
+        .unwrap()
+        .mischief
+        .insert(path, Mischief::default());
     let missing = machine_image(&[("kernel", b"never"), ("disk-root", b"pushed")]);
 
     let mut device = Device::new();
@@ -425,8 +594,15 @@ async fn wrong_bytes_are_refused_and_others_are_untouched() {
     let message = device.trouble(2).await;
     assert!(message.contains("the manifest has the digest"), "{message}");
     let message = device.trouble(3).await;
-    assert!(message.contains("404") && message.contains("check repository and digest"), "{message}");
-    assert!(device.files().iter().all(|name| !name.ends_with(".part")), "{:?}", device.files());
+    assert!(
+        message.contains("404") && message.contains("check repository and digest"),
+        "{message}"
+    );
+    assert!(
+        device.files().iter().all(|name| !name.ends_with(".part")),
+        "{:?}",
+        device.files()
+    );
 }
 
 #[tokio::test]
@@ -436,14 +612,23 @@ async fn a_registry_that_is_down_is_tried_again() {
     let port = free_port();
     let registry = format!("127.0.0.1:{port}");
     let mut device = Device::new();
-    let desired = with_content(&registry, &tls, &[(1, &image, ContentKind::Container, "demo")]);
+    let desired = with_content(
+        &registry,
+        &tls,
+        &[(1, &image, ContentKind::Container, "demo")],
+    );
     device.desired.send_replace(Arc::new(desired));
     let message = device.trouble(1).await;
     assert!(message.contains("refused"), "{message}");
 
     let (memory, _) = crooked(&tls, &[(&image, Mischief::default())]).await;
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-    tokio::spawn(serve(listener, tls.certificate.clone(), tls.key.clone(), memory));
+    tokio::spawn(serve(
+        listener,
+        tls.certificate.clone(),
+        tls.key.clone(),
+        memory,
+    ));
     device.ready(1).await;
 }
 
@@ -453,10 +638,17 @@ async fn a_registry_with_a_strangers_certificate_is_not_trusted() {
     let image = hello();
     let (_server, registry) = crooked(&strangers, &[(&image, Mischief::default())]).await;
     let mut device = Device::new();
-    let desired = with_content(&registry, &ours, &[(1, &image, ContentKind::Container, "demo")]);
+    let desired = with_content(
+        &registry,
+        &ours,
+        &[(1, &image, ContentKind::Container, "demo")],
+    );
     device.desired.send_replace(Arc::new(desired));
     let message = device.trouble(1).await;
     assert!(message.to_lowercase().contains("certificate"), "{message}");
-    let left: Vec<PathBuf> = std::fs::read_dir(device.paths.blobs()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let left: Vec<PathBuf> = std::fs::read_dir(device.paths.blobs())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }

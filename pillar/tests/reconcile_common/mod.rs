@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use pillar::domain::desired::{
-    App, AppInterface, Content, ContentKind, Datastore, Desired, NetworkInstance, Runtime, Volume, VolumeMount,
+    App, AppInterface, Content, ContentKind, Datastore, Desired, NetworkInstance, Runtime, Volume,
+    VolumeMount,
 };
 use pillar::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 use pillar::domain::observed::Observed;
@@ -131,7 +132,10 @@ pub fn network(third: u8) -> NetworkInstance {
         name: format!("net{third}"),
         gateway: Ipv4Addr::new(10, 77, third, 1),
         prefix: 24,
-        range: (Ipv4Addr::new(10, 77, third, 2), Ipv4Addr::new(10, 77, third, 254)),
+        range: (
+            Ipv4Addr::new(10, 77, third, 2),
+            Ipv4Addr::new(10, 77, third, 254),
+        ),
         dns: vec![],
     }
 }
@@ -203,7 +207,10 @@ pub async fn wait_for(
     let seen = tokio::time::timeout(Duration::from_secs(60), observed.wait_for(test)).await;
     match seen.map(|seen| seen.unwrap().clone()) {
         Ok(seen) => seen,
-        Err(_) => panic!("not seen within a minute: {what}; the last was {:#?}", observed.borrow()),
+        Err(_) => panic!(
+            "not seen within a minute: {what}; the last was {:#?}",
+            observed.borrow()
+        ),
     }
 }
 
@@ -269,7 +276,10 @@ impl Units for Processes {
                     program: unit.program.display().to_string(),
                     source,
                 })?;
-            self.children.lock().unwrap().insert(unit.name, (child, None));
+            self.children
+                .lock()
+                .unwrap()
+                .insert(unit.name, (child, None));
             Ok(())
         })
     }
@@ -288,12 +298,20 @@ impl Units for Processes {
         })
     }
 
-    fn signal<'a>(&'a self, name: &'a str, signal: i32, all: bool) -> BoxFuture<'a, Result<(), ProgramError>> {
+    fn signal<'a>(
+        &'a self,
+        name: &'a str,
+        signal: i32,
+        all: bool,
+    ) -> BoxFuture<'a, Result<(), ProgramError>> {
         Box::pin(async move {
             if let Some((child, None)) = self.children.lock().unwrap().get(name) {
                 let pid = i32::try_from(child.id()).unwrap();
                 let target = nix::unistd::Pid::from_raw(if all { -pid } else { pid });
-                let _ = nix::sys::signal::kill(target, nix::sys::signal::Signal::try_from(signal).unwrap());
+                let _ = nix::sys::signal::kill(
+                    target,
+                    nix::sys::signal::Signal::try_from(signal).unwrap(),
+                );
             }
             Ok(())
         })
@@ -315,7 +333,11 @@ impl Units for Processes {
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>, ProgramError>> {
         Box::pin(async move {
             let children = self.children.lock().unwrap();
-            Ok(children.keys().filter(|name| name.starts_with(prefix)).cloned().collect())
+            Ok(children
+                .keys()
+                .filter(|name| name.starts_with(prefix))
+                .cloned()
+                .collect())
         })
     }
 }

@@ -595,3 +595,7 @@ fn set_time(parent: &OwnedFd, name: &OsStr, attributes: &Attributes) -> Result<(
         UtimensatFlags::NoFollowSymlink,
     )?)
 }
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;

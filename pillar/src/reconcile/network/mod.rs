@@ -36,7 +36,7 @@ const UNIT_PREFIX: &str = "skerry-net-";
 /// Where the device's name servers are looked for, the first that exists.
 const RESOLVERS: [&str; 3] = [
     "/run/systemd/resolve/resolv.conf",
-    "/run/skerry/resolv.conf",
+    "/run/resolv.conf",
     "/etc/resolv.conf",
 ];
 
@@ -248,7 +248,7 @@ impl Executor {
         let config = dnsmasq::config(
             &network.service,
             &dir,
-            resolvers.unwrap_or(Path::new("/etc/resolv.conf")),
+            resolvers.unwrap_or(Path::new("/run/resolv.conf")),
         );
         let lists = format!(
             "{}\0{}",

@@ -141,10 +141,9 @@ impl Process {
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            pid,
-            fd: AsyncFd::with_interest(fd, Interest::READABLE)?,
-        })
+        // SAFETY: the descriptor belongs to the AsyncFd alone and stays open as long as that lives; nobody replaces it.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { pid, fd })
     }
 }
 

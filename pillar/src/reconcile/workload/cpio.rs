@@ -82,11 +82,10 @@ mod tests {
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
         let text = String::from_utf8(bytes).unwrap();
-        assert!(text.starts_with(
-            "07070100000001000041ed000000000000000000000002000000000000000000000000000000000000000000000000000000020000000\
-             0d\0"
-        ), "{text}");
-        assert!(text.contains("d/f\0hello\0\0\0070701"), "{text}");
+        let fields = ["1", "41ed", "0", "0", "2", "0", "0", "0", "0", "0", "0", "2", "0"];
+        let header: String = fields.iter().map(|field| format!("{field:0>8}")).collect();
+        assert!(text.starts_with(&format!("070701{header}d\0")), "{text}");
+        assert!(text.contains("d/f\0\0\0hello\0\0\0070701"), "{text}");
         assert!(text.contains("TRAILER!!!\0"));
     }
 }

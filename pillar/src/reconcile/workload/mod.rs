@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use self::app::{Actor, Apps, Context, Input, UNIT_PREFIX};
+use self::app::{Actor, Context, Input, UNIT_PREFIX};
 use self::life::Want;
 use super::content::Contents;
 use super::ground::{Ground, apps_with_a_directory};
