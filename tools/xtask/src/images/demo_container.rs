@@ -37,7 +37,8 @@ impl Descriptor {
 /// Makes the layout, or gives the folder of the one that was made before.
 pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
     let folder = Path::new(FOLDER);
-    let list = fs::read_to_string(folder.join("packages")).context("reading the container's package list")?;
+    let list = fs::read_to_string(folder.join("packages"))
+        .context("reading the container's package list")?;
     let names = parse_list(&list).remove("").unwrap_or_default();
     let lock = archive::settle(store, &names, &folder.join("packages.lock"), versions)?;
     let mut key = Key::new("demo container 1").file(&folder.join("serve"))?;
@@ -47,7 +48,10 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
     store.step("demo-container", key, |to| {
         let scratch = store.scratch("container")?;
         for deb in archive::fetch(store, &lock)? {
-            run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(scratch.path()))?;
+            run(Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(deb)
+                .arg(scratch.path()))?;
         }
         let busybox = fs::read(scratch.path().join("bin/busybox")).context("reading busybox")?;
         let serve = fs::read(folder.join("serve")).context("reading the container's script")?;
@@ -68,14 +72,37 @@ fn layer(busybox: &[u8], serve: &[u8]) -> Result<Vec<u8>> {
         header.set_gid(0);
         header
     };
-    for (name, mode) in [("bin/", 0o755), ("dev/", 0o755), ("etc/", 0o755), ("proc/", 0o755), ("sys/", 0o755), ("tmp/", 0o1777)] {
-        tar.append_data(&mut header(tar::EntryType::Directory, mode, 0), name, &[][..])?;
+    for (name, mode) in [
+        ("bin/", 0o755),
+        ("dev/", 0o755),
+        ("etc/", 0o755),
+        ("proc/", 0o755),
+        ("sys/", 0o755),
+        ("tmp/", 0o1777),
+    ] {
+        tar.append_data(
+            &mut header(tar::EntryType::Directory, mode, 0),
+            name,
+            &[][..],
+        )?;
     }
-    tar.append_data(&mut header(tar::EntryType::Regular, 0o755, busybox.len()), "bin/busybox", busybox)?;
+    tar.append_data(
+        &mut header(tar::EntryType::Regular, 0o755, busybox.len()),
+        "bin/busybox",
+        busybox,
+    )?;
     for command in COMMANDS {
-        tar.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), format!("bin/{command}"), "busybox")?;
+        tar.append_link(
+            &mut header(tar::EntryType::Symlink, 0o777, 0),
+            format!("bin/{command}"),
+            "busybox",
+        )?;
     }
-    tar.append_data(&mut header(tar::EntryType::Regular, 0o755, serve.len()), "bin/serve", serve)?;
+    tar.append_data(
+        &mut header(tar::EntryType::Regular, 0o755, serve.len()),
+        "bin/serve",
+        serve,
+    )?;
     Ok(tar.into_inner()?)
 }
 
@@ -86,12 +113,22 @@ fn layout(layer: &[u8], to: &Path) -> Result<()> {
     let blob = |media_type: &'static str, bytes: &[u8]| -> Result<Descriptor> {
         let digest = Sha256::of(bytes);
         write(&blobs.join(digest.to_string()), bytes)?;
-        Ok(Descriptor { media_type, digest, size: bytes.len() })
+        Ok(Descriptor {
+            media_type,
+            digest,
+            size: bytes.len(),
+        })
     };
     // A gzip header has room for a time and the system's name; both are left out.
-    let mut gzip = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::best());
+    let mut gzip = GzBuilder::new()
+        .mtime(0)
+        .operating_system(255)
+        .write(Vec::new(), Compression::best());
     gzip.write_all(layer)?;
-    let packed = blob("application/vnd.oci.image.layer.v1.tar+gzip", &gzip.finish()?)?;
+    let packed = blob(
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        &gzip.finish()?,
+    )?;
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
@@ -99,14 +136,20 @@ fn layout(layer: &[u8], to: &Path) -> Result<()> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", Sha256::of(layer))]},
         "history": [{"created_by": "cargo xtask image"}],
     });
-    let config = blob("application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config)?)?;
+    let config = blob(
+        "application/vnd.oci.image.config.v1+json",
+        &serde_json::to_vec(&config)?,
+    )?;
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config.json(),
         "layers": [packed.json()],
     });
-    let manifest = blob("application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(&manifest)?)?;
+    let manifest = blob(
+        "application/vnd.oci.image.manifest.v1+json",
+        &serde_json::to_vec(&manifest)?,
+    )?;
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -126,7 +169,12 @@ mod tests {
         let layer = layer(b"busybox", b"script").unwrap();
         layout(&layer, dir.path()).unwrap();
         let blob = |descriptor: &Value| {
-            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+            let digest = descriptor["digest"]
+                .as_str()
+                .unwrap()
+                .strip_prefix("sha256:")
+                .unwrap()
+                .to_owned();
             let bytes = fs::read(dir.path().join("blobs/sha256").join(&digest)).unwrap();
             assert_eq!(Sha256::of(&bytes).to_string(), digest);
             assert_eq!(bytes.len() as u64, descriptor["size"].as_u64().unwrap());
@@ -138,14 +186,21 @@ mod tests {
         let config = json(&blob(&manifest["config"]));
         let packed = blob(&manifest["layers"][0]);
         let mut plain = Vec::new();
-        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed[..]), &mut plain).unwrap();
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", Sha256::of(&plain)));
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed[..]), &mut plain)
+            .unwrap();
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            format!("sha256:{}", Sha256::of(&plain))
+        );
         let names: Vec<String> = tar::Archive::new(&plain[..])
             .entries()
             .unwrap()
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
-        assert!(names.contains(&"bin/sh".to_owned()) && names.contains(&"bin/serve".to_owned()), "{names:?}");
+        assert!(
+            names.contains(&"bin/sh".to_owned()) && names.contains(&"bin/serve".to_owned()),
+            "{names:?}"
+        );
     }
 
     #[test]

@@ -31,21 +31,30 @@ const LOG_BYTES: u64 = 46_000;
 
 /// Makes `disk.raw`, `disk.qcow2`, `vmlinuz` and `initrd.img`, or gives the folder of those made before.
 pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
-    let list = fs::read_to_string(Path::new(FOLDER).join("packages")).context("reading the machine's package list")?;
+    let list = fs::read_to_string(Path::new(FOLDER).join("packages"))
+        .context("reading the machine's package list")?;
     let names = parse_list(&list).remove("").unwrap_or_default();
     let lock = settle(store, &names, versions)?;
-    let mut key = Key::new("demo vm 1").with("packages", names.join(" ").as_bytes()).tree(&Path::new(FOLDER).join("overlay"))?;
+    let mut key = Key::new("demo vm 1")
+        .with("packages", names.join(" ").as_bytes())
+        .tree(&Path::new(FOLDER).join("overlay"))?;
     for package in lock.packages.values() {
         key = key.with("package", package.sha256.as_bytes());
     }
     store.step("demo-vm", key, |to| {
         let debs = archive::fetch(store, &lock)?;
-        let step = Step::begin(format!("the demo's virtual machine from {} packages", debs.len()));
+        let step = Step::begin(format!(
+            "the demo's virtual machine from {} packages",
+            debs.len()
+        ));
         let scratch = store.scratch("vm")?;
         let root = scratch.path().join("root.tar");
         install(&lock, &debs, &names, scratch.path(), &root, &step)?;
         disk(scratch.path(), &root, to)?;
-        step.detail(&format!("disk.qcow2 {:.0} MB", to.join("disk.qcow2").metadata()?.len() as f64 / 1e6));
+        step.detail(&format!(
+            "disk.qcow2 {:.0} MB",
+            to.join("disk.qcow2").metadata()?.len() as f64 / 1e6
+        ));
         step.done();
         Ok(())
     })
@@ -69,7 +78,14 @@ fn settle(store: &Store, names: &[String], versions: Versions) -> Result<Lock> {
     let output = run(Command::new("apt-get")
         .arg("-o")
         .arg(format!("Dir::State::status={}", status.path().display()))
-        .args(["-o", "APT::Install-Recommends=false", "-o", "Acquire::ForceHash=SHA256", "-o", "Debug::NoLocking=true"])
+        .args([
+            "-o",
+            "APT::Install-Recommends=false",
+            "-o",
+            "Acquire::ForceHash=SHA256",
+            "-o",
+            "Debug::NoLocking=true",
+        ])
         .args(["install", "--print-uris", "-qq", "-y", "?essential"])
         .args(names))?;
     let mut new = Lock::default();
@@ -81,17 +97,28 @@ fn settle(store: &Store, names: &[String], versions: Versions) -> Result<Lock> {
 }
 
 /// Installs the packages into a tar file.
-fn install(lock: &Lock, debs: &[PathBuf], names: &[String], scratch: &Path, root: &Path, step: &Step) -> Result<()> {
+fn install(
+    lock: &Lock,
+    debs: &[PathBuf],
+    names: &[String],
+    scratch: &Path,
+    root: &Path,
+    step: &Step,
+) -> Result<()> {
     let repository = scratch.join("archive");
     fs::create_dir_all(&repository).with_context(|| format!("making {}", repository.display()))?;
     let mut index = String::new();
     for (package, deb) in lock.packages.values().zip(debs) {
         let name = format!("{}.deb", package.sha256);
-        fs::hard_link(deb, repository.join(&name)).with_context(|| format!("linking {}", deb.display()))?;
+        fs::hard_link(deb, repository.join(&name))
+            .with_context(|| format!("linking {}", deb.display()))?;
         let control = run(Command::new("dpkg-deb").arg("-f").arg(deb))?;
         let size = deb.metadata()?.len();
         index.push_str(String::from_utf8_lossy(&control).trim_end());
-        index.push_str(&format!("\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n", package.sha256));
+        index.push_str(&format!(
+            "\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n",
+            package.sha256
+        ));
     }
     write(&repository.join("Packages"), index.as_bytes())?;
     // mmdebstrap looks for essential packages in the archive of the release that it was asked for.
@@ -102,7 +129,8 @@ fn install(lock: &Lock, debs: &[PathBuf], names: &[String], scratch: &Path, root
         index.len()
     );
     write(&repository.join("Release"), release.as_bytes())?;
-    let overlay = fs::canonicalize(Path::new(FOLDER).join("overlay")).context("finding the machine's overlay")?;
+    let overlay = fs::canonicalize(Path::new(FOLDER).join("overlay"))
+        .context("finding the machine's overlay")?;
     let mut shown = 0;
     run_logged(
         Command::new("mmdebstrap")
@@ -139,25 +167,39 @@ fn install(lock: &Lock, debs: &[PathBuf], names: &[String], scratch: &Path, root
 fn disk(scratch: &Path, tar: &Path, to: &Path) -> Result<()> {
     let root = scratch.join("root");
     fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
-    run(Command::new("tar").arg("-xpf").arg(tar).arg("-C").arg(&root).args(["--xattrs", "--xattrs-include=*"]))?;
+    run(Command::new("tar")
+        .arg("-xpf")
+        .arg(tar)
+        .arg("-C")
+        .arg(&root)
+        .args(["--xattrs", "--xattrs-include=*"]))?;
     for (name, link) in [("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")] {
         let from = fs::read_dir(root.join("boot"))?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{link}-"))))
+            .find(|path| {
+                path.file_name()
+                    .is_some_and(|file| file.to_string_lossy().starts_with(&format!("{link}-")))
+            })
             .with_context(|| format!("the machine has no boot/{link}-*"))?;
         fs::copy(&from, to.join(name)).with_context(|| format!("keeping {}", from.display()))?;
     }
     let raw = to.join("disk.raw");
     let file = fs::File::create(&raw).with_context(|| format!("making {}", raw.display()))?;
-    file.set_len(DISK).with_context(|| format!("sizing {}", raw.display()))?;
+    file.set_len(DISK)
+        .with_context(|| format!("sizing {}", raw.display()))?;
     drop(file);
     run(Command::new("mkfs.ext4")
         .args(["-q", "-F", "-L", "demo", "-U", UUID, "-m", "0", "-E"])
-        .arg(format!("hash_seed={UUID},lazy_itable_init=1,lazy_journal_init=1"))
+        .arg(format!(
+            "hash_seed={UUID},lazy_itable_init=1,lazy_journal_init=1"
+        ))
         .arg("-d")
         .arg(&root)
         .arg(&raw)
         .env("E2FSPROGS_FAKE_TIME", "1700000000"))?;
-    run(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2", "-c"]).arg(&raw).arg(to.join("disk.qcow2")))?;
+    run(Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "qcow2", "-c"])
+        .arg(&raw)
+        .arg(to.join("disk.qcow2")))?;
     Ok(())
 }

@@ -79,7 +79,9 @@ impl Options {
 /// The version of the workspace's crates.
 #[allow(clippy::expect_used)] // A constant; every build of this program would fail alike.
 fn workspace_version() -> Version {
-    env!("CARGO_PKG_VERSION").parse().expect("the workspace's version is a version")
+    env!("CARGO_PKG_VERSION")
+        .parse()
+        .expect("the workspace's version is a version")
 }
 
 fn parse_variant(text: &str) -> Result<Variant, String> {
@@ -102,8 +104,20 @@ pub fn build(options: &Options) -> Result<PathBuf> {
 
     let contents = contents(options.programs.as_deref(), guest_kernel)?;
     let to = Path::new(TARGET).join(options.variant.to_string());
-    let parts = host::pack(&store, &base, options.variant, &options.image_version, &contents, &to)?;
-    say(&format!("{} {} in {}:", options.variant, parts.version, to.display()));
+    let parts = host::pack(
+        &store,
+        &base,
+        options.variant,
+        &options.image_version,
+        &contents,
+        &to,
+    )?;
+    say(&format!(
+        "{} {} in {}:",
+        options.variant,
+        parts.version,
+        to.display()
+    ));
     host::tell_sizes(&parts);
     Ok(to)
 }
@@ -135,11 +149,20 @@ fn build_static() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = Path::new("target/static");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--quiet", "--bins", "--target", TARGET]);
+    cargo.args([
+        "build",
+        "--release",
+        "--quiet",
+        "--bins",
+        "--target",
+        TARGET,
+    ]);
     for package in build::STATIC {
         cargo.args(["--package", package]);
     }
-    cargo.env("CARGO_TARGET_DIR", folder).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo
+        .env("CARGO_TARGET_DIR", folder)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
     let status = cargo.status().context("starting cargo")?;
     if !status.success() {
         bail!("building {} failed ({status})", build::STATIC.join(", "));

@@ -28,10 +28,17 @@ impl Modules {
         for line in dep.lines() {
             if let Some((path, rest)) = line.split_once(':') {
                 by_name.insert(name_of(path), path.to_owned());
-                needs.insert(path.to_owned(), rest.split_whitespace().map(str::to_owned).collect());
+                needs.insert(
+                    path.to_owned(),
+                    rest.split_whitespace().map(str::to_owned).collect(),
+                );
             }
         }
-        Modules { needs, by_name, builtin: builtin.lines().map(name_of).collect() }
+        Modules {
+            needs,
+            by_name,
+            builtin: builtin.lines().map(name_of).collect(),
+        }
     }
 
     /// Paths of the wanted modules and of all that they need, each after what it needs. An entry is a module's name or a
@@ -56,7 +63,12 @@ impl Modules {
     fn matching(&self, entry: &str) -> Result<Vec<&str>> {
         if entry.contains('/') {
             let prefix = format!("kernel/{entry}");
-            let found: Vec<&str> = self.needs.keys().map(String::as_str).filter(|path| path.starts_with(&prefix)).collect();
+            let found: Vec<&str> = self
+                .needs
+                .keys()
+                .map(String::as_str)
+                .filter(|path| path.starts_with(&prefix))
+                .collect();
             if found.is_empty() {
                 bail!("no kernel module lies at {prefix}");
             }
@@ -88,14 +100,28 @@ mod tests {
 
     #[test]
     fn what_a_module_needs_comes_before_it_and_once() {
-        let order: Vec<String> = choose(&["nvme", "nvme-core", "net/bridge/"]).unwrap().iter().map(|p| name_of(p)).collect();
+        let order: Vec<String> = choose(&["nvme", "nvme-core", "net/bridge/"])
+            .unwrap()
+            .iter()
+            .map(|p| name_of(p))
+            .collect();
         assert_eq!(order, ["nvme_auth", "nvme_core", "nvme", "llc", "bridge"]);
     }
 
     #[test]
     fn built_in_is_fine_and_unknown_is_not() {
         assert!(choose(&["tpm-tis"]).unwrap().is_empty());
-        assert!(choose(&["floppy"]).unwrap_err().to_string().contains("floppy"));
-        assert!(choose(&["drivers/isdn/"]).unwrap_err().to_string().contains("drivers/isdn/"));
+        assert!(
+            choose(&["floppy"])
+                .unwrap_err()
+                .to_string()
+                .contains("floppy")
+        );
+        assert!(
+            choose(&["drivers/isdn/"])
+                .unwrap_err()
+                .to_string()
+                .contains("drivers/isdn/")
+        );
     }
 }

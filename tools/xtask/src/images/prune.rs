@@ -26,14 +26,25 @@ pub fn parse(text: &str, variant: &str) -> Vec<Rule> {
         if entry.is_empty() {
             continue;
         }
-        if let Some(section) = entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(section) = entry
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             holds = section.is_empty() || section == variant;
         } else if !holds {
             continue;
-        } else if let Some((folder, names)) = entry.strip_prefix("only ").and_then(|rest| rest.split_once(':')) {
+        } else if let Some((folder, names)) = entry
+            .strip_prefix("only ")
+            .and_then(|rest| rest.split_once(':'))
+        {
             let stay = names.split_whitespace().map(str::to_owned).collect();
-            rules.push(Rule::Only { folder: folder.trim().to_owned(), stay });
-        } else if let (true, Some(Rule::Only { stay, .. })) = (line.starts_with(' '), rules.last_mut()) {
+            rules.push(Rule::Only {
+                folder: folder.trim().to_owned(),
+                stay,
+            });
+        } else if let (true, Some(Rule::Only { stay, .. })) =
+            (line.starts_with(' '), rules.last_mut())
+        {
             // An indented line goes on with the names of the `only` before it.
             stay.extend(entry.split_whitespace().map(str::to_owned));
         } else {
@@ -62,8 +73,14 @@ pub fn apply(root: &Path, rules: &[Rule]) -> Result<()> {
 
 /// Removes a file, a link or a folder with all in it.
 pub fn remove(path: &Path) -> Result<()> {
-    let kind = path.symlink_metadata().with_context(|| format!("looking at {}", path.display()))?;
-    let removed = if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let kind = path
+        .symlink_metadata()
+        .with_context(|| format!("looking at {}", path.display()))?;
+    let removed = if kind.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     removed.with_context(|| format!("removing {}", path.display()))
 }
 
@@ -76,7 +93,11 @@ fn surplus(root: &Path, folder: &str, stay: &[String]) -> Result<Vec<PathBuf>> {
             bail!("images/host/prune keeps {folder}/{pattern}, which is not there");
         }
     }
-    Ok(names.iter().filter(|name| !is_kept(name)).map(|name| root.join(folder).join(name)).collect())
+    Ok(names
+        .iter()
+        .filter(|name| !is_kept(name))
+        .map(|name| root.join(folder).join(name))
+        .collect())
 }
 
 /// Paths that match a pattern; a `*` does not reach over a slash.
@@ -85,7 +106,12 @@ fn expand(root: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     for part in pattern.split('/') {
         let mut next = Vec::new();
         for folder in found.iter().filter(|path| path.is_dir()) {
-            next.extend(names_in(folder)?.iter().filter(|name| matches(part, name)).map(|name| folder.join(name)));
+            next.extend(
+                names_in(folder)?
+                    .iter()
+                    .filter(|name| matches(part, name))
+                    .map(|name| folder.join(name)),
+            );
         }
         found = next;
     }
@@ -94,7 +120,8 @@ fn expand(root: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
 
 fn names_in(folder: &Path) -> Result<BTreeSet<String>> {
     let list = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
-    list.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    list.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Whether a name fits a pattern in which `*` stands for any characters.
@@ -114,17 +141,31 @@ mod tests {
     #[test]
     fn rules_are_read_for_a_variant() {
         let text = "# head\nvar # all of it\nonly usr/bin: a b\n  c\n[production]\nusr/x\n[debug]\nusr/y\n[]\nusr/z\n";
-        let only = Rule::Only { folder: "usr/bin".into(), stay: vec!["a".into(), "b".into(), "c".into()] };
+        let only = Rule::Only {
+            folder: "usr/bin".into(),
+            stay: vec!["a".into(), "b".into(), "c".into()],
+        };
         let away = |path: &str| Rule::Away(path.into());
-        assert_eq!(parse(text, "production"), [away("var"), only.clone(), away("usr/x"), away("usr/z")]);
-        assert_eq!(parse(text, "debug"), [away("var"), only, away("usr/y"), away("usr/z")]);
+        assert_eq!(
+            parse(text, "production"),
+            [away("var"), only.clone(), away("usr/x"), away("usr/z")]
+        );
+        assert_eq!(
+            parse(text, "debug"),
+            [away("var"), only, away("usr/y"), away("usr/z")]
+        );
     }
 
     #[test]
     fn stars_stay_within_a_name() {
-        for (pattern, name, fits) in
-            [("a", "a", true), ("a*", "abc", true), ("*.a", "b.a", true), ("*.a", "b.ab", false), ("a*c*e", "abcde", true), ("a", "ab", false)]
-        {
+        for (pattern, name, fits) in [
+            ("a", "a", true),
+            ("a*", "abc", true),
+            ("*.a", "b.a", true),
+            ("*.a", "b.ab", false),
+            ("a*c*e", "abcde", true),
+            ("a", "ab", false),
+        ] {
             assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
         }
     }
@@ -132,13 +173,30 @@ mod tests {
     #[test]
     fn a_tree_is_pruned_and_idle_rules_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        for path in ["usr/bin/a", "usr/bin/b", "usr/lib/x.a", "usr/lib/x.so", "var/lib/d"] {
+        for path in [
+            "usr/bin/a",
+            "usr/bin/b",
+            "usr/lib/x.a",
+            "usr/lib/x.so",
+            "var/lib/d",
+        ] {
             fs::create_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
             fs::write(dir.path().join(path), "").unwrap();
         }
-        apply(dir.path(), &parse("var\nusr/lib/*.a\nonly usr/bin: b\n", "debug")).unwrap();
-        let left: Vec<String> = super::super::store::walk(dir.path()).unwrap().iter().map(|(p, _)| p.display().to_string()).collect();
-        assert_eq!(left, ["usr", "usr/bin", "usr/bin/b", "usr/lib", "usr/lib/x.so"]);
+        apply(
+            dir.path(),
+            &parse("var\nusr/lib/*.a\nonly usr/bin: b\n", "debug"),
+        )
+        .unwrap();
+        let left: Vec<String> = super::super::store::walk(dir.path())
+            .unwrap()
+            .iter()
+            .map(|(p, _)| p.display().to_string())
+            .collect();
+        assert_eq!(
+            left,
+            ["usr", "usr/bin", "usr/bin/b", "usr/lib", "usr/lib/x.so"]
+        );
         for idle in ["usr/lib/*.a", "only usr/bin: b", "only usr/bin: b c"] {
             assert!(apply(dir.path(), &parse(idle, "debug")).is_err(), "{idle}");
         }

@@ -44,45 +44,72 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
     let mut start_of_data = headers;
     for index in 0..count {
         let entry = table + index * ENTRY;
-        end_in_memory = end_in_memory.max(u32_at(stub, entry + 12)? + u32_at(stub, entry + 8)?.max(u32_at(stub, entry + 16)?));
+        end_in_memory = end_in_memory.max(
+            u32_at(stub, entry + 12)? + u32_at(stub, entry + 8)?.max(u32_at(stub, entry + 16)?),
+        );
         let data = u32_at(stub, entry + 20)? as usize;
         if data != 0 {
             start_of_data = start_of_data.min(data);
         }
     }
     if end_of_table > start_of_data {
-        bail!("the stub's header has no room for {} more sections", sections.len());
+        bail!(
+            "the stub's header has no room for {} more sections",
+            sections.len()
+        );
     }
     let mut image = stub.to_vec();
     for (index, section) in sections.iter().enumerate() {
         let address = end_in_memory.next_multiple_of(section_alignment);
         image.resize(image.len().next_multiple_of(file_alignment), 0);
         let offset = image.len();
-        let size = u32::try_from(section.bytes.len()).with_context(|| format!("{} is too large", section.name))?;
+        let size = u32::try_from(section.bytes.len())
+            .with_context(|| format!("{} is too large", section.name))?;
         image.extend_from_slice(section.bytes);
         image.resize(image.len().next_multiple_of(file_alignment), 0);
         let mut entry = [0; ENTRY];
         let name = section.name.as_bytes();
-        entry.get_mut(..name.len()).filter(|_| name.len() <= 8).context("a section's name has at most eight bytes")?.copy_from_slice(name);
+        entry
+            .get_mut(..name.len())
+            .filter(|_| name.len() <= 8)
+            .context("a section's name has at most eight bytes")?
+            .copy_from_slice(name);
         let raw = u32::try_from(image.len() - offset).context("the image is too large")?;
         let offset = u32::try_from(offset).context("the image is too large")?;
-        for (at, value) in [(8, size), (12, address), (16, raw), (20, offset), (36, READ_ONLY_DATA)] {
+        for (at, value) in [
+            (8, size),
+            (12, address),
+            (16, raw),
+            (20, offset),
+            (36, READ_ONLY_DATA),
+        ] {
             put(&mut entry, at, &value.to_le_bytes())?;
         }
         put(&mut image, table + (count + index) * ENTRY, &entry)?;
-        end_in_memory = address.checked_add(size).context("the image is too large")?;
+        end_in_memory = address
+            .checked_add(size)
+            .context("the image is too large")?;
     }
     let all = u16::try_from(count + sections.len()).context("too many sections")?;
     put(&mut image, pe + 6, &all.to_le_bytes())?;
     // No time of linking, and no checksum: firmware looks at neither for applications.
     put(&mut image, pe + 8, &[0; 4])?;
     put(&mut image, optional + 64, &[0; 4])?;
-    put(&mut image, optional + 56, &end_in_memory.next_multiple_of(section_alignment).to_le_bytes())?;
+    put(
+        &mut image,
+        optional + 56,
+        &end_in_memory
+            .next_multiple_of(section_alignment)
+            .to_le_bytes(),
+    )?;
     Ok(image)
 }
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) -> Result<()> {
-    bytes.get_mut(at..at + value.len()).context("the stub is cut short")?.copy_from_slice(value);
+    bytes
+        .get_mut(at..at + value.len())
+        .context("the stub is cut short")?
+        .copy_from_slice(value);
     Ok(())
 }
 
@@ -108,7 +135,12 @@ mod tests {
         put(&mut image, 0x46, &1u16.to_le_bytes()).unwrap();
         put(&mut image, 0x54, &240u16.to_le_bytes()).unwrap();
         let optional = 0x58;
-        for (at, value) in [(32, 0x1000u32), (36, 0x200), (56, 0x2000), (60, room as u32)] {
+        for (at, value) in [
+            (32, 0x1000u32),
+            (36, 0x200),
+            (56, 0x2000),
+            (60, room as u32),
+        ] {
             put(&mut image, optional + at, &value.to_le_bytes()).unwrap();
         }
         let entry = optional + 240;
@@ -122,13 +154,28 @@ mod tests {
     #[test]
     fn sections_follow_each_other_in_file_and_memory() {
         let kernel = vec![5; 0x1801];
-        let sections = [Section { name: ".cmdline", bytes: b"ro" }, Section { name: ".linux", bytes: &kernel }];
+        let sections = [
+            Section {
+                name: ".cmdline",
+                bytes: b"ro",
+            },
+            Section {
+                name: ".linux",
+                bytes: &kernel,
+            },
+        ];
         let image = assemble(&stub(1024), &sections).unwrap();
         assert_eq!(u16_at(&image, 0x46).unwrap(), 3);
         let entry = 0x58 + 240 + 40;
         let field = |index: usize, at: usize| u32_at(&image, entry + index * 40 + at).unwrap();
-        assert_eq!((field(0, 8), field(0, 12), field(0, 16), field(0, 20)), (2, 0x2000, 512, 1536));
-        assert_eq!((field(1, 8), field(1, 12), field(1, 16), field(1, 20)), (0x1801, 0x3000, 0x1a00, 2048));
+        assert_eq!(
+            (field(0, 8), field(0, 12), field(0, 16), field(0, 20)),
+            (2, 0x2000, 512, 1536)
+        );
+        assert_eq!(
+            (field(1, 8), field(1, 12), field(1, 16), field(1, 20)),
+            (0x1801, 0x3000, 0x1a00, 2048)
+        );
         assert_eq!(&image[2048..2048 + 0x1801], &kernel[..]);
         assert_eq!(u32_at(&image, 0x58 + 56).unwrap(), 0x5000);
         assert_eq!(image.len() % 512, 0);
@@ -136,10 +183,34 @@ mod tests {
 
     #[test]
     fn a_stub_that_cannot_be_extended_is_refused() {
-        let section = || [Section { name: ".linux", bytes: &[1] }];
-        assert!(assemble(&stub(380), &section()).unwrap_err().to_string().contains("no room"));
+        let section = || {
+            [Section {
+                name: ".linux",
+                bytes: &[1],
+            }]
+        };
+        assert!(
+            assemble(&stub(380), &section())
+                .unwrap_err()
+                .to_string()
+                .contains("no room")
+        );
         assert!(assemble(b"MZ", &section()).is_err());
-        assert!(assemble(&[0; 4096], &section()).unwrap_err().to_string().contains("not a PE"));
-        assert!(assemble(&stub(1024), &[Section { name: ".too-long", bytes: &[] }]).is_err());
+        assert!(
+            assemble(&[0; 4096], &section())
+                .unwrap_err()
+                .to_string()
+                .contains("not a PE")
+        );
+        assert!(
+            assemble(
+                &stub(1024),
+                &[Section {
+                    name: ".too-long",
+                    bytes: &[]
+                }]
+            )
+            .is_err()
+        );
     }
 }
