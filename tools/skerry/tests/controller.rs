@@ -1,0 +1,253 @@
+//! The program against the real `skerry-controller` on its embedded store.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking, too"
+)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use support::{Skerry, free_port, wait_for_port};
+
+/// A running controller; ended when dropped.
+struct Controller {
+    child: Child,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Controller {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let mut child = Command::new(PROGRAM.as_path())
+            .args(["serve", "--listen", &address, "--name", &address, "--data"])
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        wait_for_port(port, &mut child, "skerry-controller");
+        Self { child, dir, port }
+    }
+
+    fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir
+            .path()
+            .join("data")
+            .join(name)
+            .display()
+            .to_string()
+    }
+
+    /// An operator who is logged in.
+    fn operator(&self) -> Skerry {
+        let skerry = Skerry::new();
+        let (ca, password) = (self.file("pki/root.pem"), self.file("admin-password"));
+        let ran = skerry.run(&[
+            "login",
+            &self.url(),
+            "--ca",
+            &ca,
+            "--password-file",
+            &password,
+        ]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        skerry
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The controller's program, beside ours. Cargo builds only this package for its tests, so it is asked, once, for the
+/// other one.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let ours = env!("CARGO_BIN_EXE_skerry");
+    let mut build = Command::new(env!("CARGO"));
+    build.args([
+        "build",
+        "--quiet",
+        "--package",
+        "controller",
+        "--bin",
+        "skerry-controller",
+    ]);
+    if ours.contains("/release/") {
+        build.arg("--release");
+    }
+    assert!(
+        build.status().unwrap().success(),
+        "skerry-controller does not build"
+    );
+    PathBuf::from(ours).with_file_name("skerry-controller")
+});
+
+fn datastore(url: &str) -> String {
+    format!(
+        "apiVersion: skerry.io/v1\nkind: Datastore\nmetadata: {{name: demo, labels: {{site: hall-3}}}}\nspec: {{type: registry, url: '{url}'}}\n"
+    )
+}
+
+#[test]
+fn an_operators_day() {
+    let controller = Controller::start();
+    let skerry = controller.operator();
+    let none = skerry.run(&["get", "devices"]);
+    assert_eq!(
+        (none.code, none.err.as_str()),
+        (0, "there are no devices\n")
+    );
+
+    let mut watch = skerry
+        .command(&["get", "datastores", "-w", "-o", "name"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut seen = BufReader::new(watch.stdout.take().unwrap()).lines();
+
+    for (url, done) in [
+        ("docker://192.0.2.1:5000", "created"),
+        ("docker://192.0.2.1:5000", "unchanged"),
+        ("docker://192.0.2.2:5000", "configured"),
+    ] {
+        let ran = skerry.run_with(&["apply", "-f", "-"], &datastore(url));
+        assert_eq!(
+            (ran.code, ran.out),
+            (0, format!("datastore/demo {done}\n")),
+            "{}",
+            ran.err
+        );
+    }
+    assert_eq!(seen.next().unwrap().unwrap(), "datastore/demo");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    let table = skerry.run(&["get", "ds", "-l", "site=hall-3"]);
+    assert!(
+        table
+            .out
+            .contains("demo   registry   docker://192.0.2.2:5000"),
+        "{}",
+        table.out
+    );
+    let one: Value =
+        serde_json::from_str(&skerry.run(&["get", "ds/demo", "-o", "json"]).out).unwrap();
+    assert_eq!(one["spec"]["url"], "docker://192.0.2.2:5000");
+    let described = skerry.run(&["describe", "datastore", "demo"]);
+    assert!(
+        described.out.starts_with("Name:") && described.out.contains("site: hall-3"),
+        "{}",
+        described.out
+    );
+
+    // What was read can be applied again, but not over somebody else's change.
+    let yaml = skerry.run(&["get", "ds", "demo", "-o", "yaml"]).out;
+    assert_eq!(
+        skerry.run_with(&["apply", "-f", "-"], &yaml).out,
+        "datastore/demo unchanged\n"
+    );
+    assert_eq!(
+        skerry
+            .run_with(&["apply", "-f", "-"], &datastore("docker://192.0.2.3:5000"))
+            .code,
+        0
+    );
+    let stale = skerry.run_with(&["apply", "-f", "-"], &yaml);
+    assert_eq!(stale.code, 1, "{stale:?}");
+
+    assert_eq!(
+        skerry.run(&["delete", "ds", "demo"]).out,
+        "datastore/demo deleted\n"
+    );
+    assert_eq!(skerry.run(&["get", "ds", "demo"]).code, 3);
+    assert_eq!(
+        skerry
+            .run(&["wait", "ds/demo", "--for", "delete", "--timeout", "5s"])
+            .code,
+        0
+    );
+}
+
+#[test]
+fn what_is_wrong_is_refused_by_field() {
+    let controller = Controller::start();
+    let skerry = controller.operator();
+    let app = "apiVersion: skerry.io/v1\nkind: App\nmetadata: {name: web}\nspec:\n  device: box-1\n  type: container\n  \
+               image: {datastore: demo, reference: hello}\n";
+    let ran = skerry.run_with(&["apply", "-f", "-"], app);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("spec.image.reference"), "{}", ran.err);
+    let ran = skerry.run_with(&["apply", "-f", "-"], &datastore("ftp://192.0.2.1"));
+    assert!(ran.code == 1 && ran.err.contains("spec.url"), "{ran:?}");
+    for absent in [
+        &["logs", "web"][..],
+        &["console", "web"],
+        &["describe", "app", "web"],
+        &["logs", "device/box-1"],
+    ] {
+        let ran = skerry.run(absent);
+        assert_eq!(ran.code, 3, "{absent:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn only_those_who_may_get_in() {
+    let controller = Controller::start();
+    let skerry = Skerry::new();
+    let (url, ca) = (controller.url(), controller.file("pki/root.pem"));
+    let untrusted = skerry.run_with(&["login", &url, "--password-stdin"], "x\n");
+    assert_eq!(untrusted.code, 1, "{untrusted:?}");
+    assert!(untrusted.err.contains("--ca"), "{}", untrusted.err);
+    let wrong = skerry.run_with(&["login", &url, "--ca", &ca, "--password-stdin"], "guess\n");
+    assert_eq!(wrong.code, 4, "{wrong:?}");
+    for token in ["", "guess"] {
+        let output = skerry
+            .command(&["get", "apps"])
+            .env("SKERRY_SERVER", &url)
+            .env("SKERRY_CA", &ca)
+            .env("SKERRY_TOKEN", token)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+    }
+}
+
+#[test]
+fn the_image_bundle_is_one_that_makes_sticks() {
+    let controller = Controller::start();
+    let skerry = controller.operator();
+    std::fs::create_dir(skerry.path("parts")).unwrap();
+    std::fs::write(skerry.path("parts/parts.json"), "{}").unwrap();
+    // The parts are none, but by then the bundle has been fetched and found good.
+    let ran = skerry.run(&["image", "build", "--parts", "parts", "-o", "stick.img"]);
+    assert!(
+        ran.err
+            .contains(&format!("at 127.0.0.1:{}", controller.port)),
+        "{}",
+        ran.err
+    );
+    assert!(
+        ran.code == 1 && ran.err.contains("parts.json"),
+        "{}",
+        ran.err
+    );
+}
