@@ -46,7 +46,10 @@ fn starting_twice_is_an_error_with_a_name() {
     let emulator = Emulator::new();
     let error = emulator.connect().startup(Startup::Clear).unwrap_err();
     assert_eq!(error.code().map(|c| c.base()), Some(code::INITIALIZE));
-    assert!(error.to_string().starts_with("TPM command Startup: "), "{error}");
+    assert!(
+        error.to_string().starts_with("TPM command Startup: "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -60,7 +63,10 @@ fn a_primary_key_comes_again_from_its_template() {
             .clone()
     };
     let store = p256(KeyUse::Store);
-    assert_eq!(make(Hierarchy::Owner, &store), make(Hierarchy::Owner, &store));
+    assert_eq!(
+        make(Hierarchy::Owner, &store),
+        make(Hierarchy::Owner, &store)
+    );
     assert_ne!(
         make(Hierarchy::Owner, &store),
         make(Hierarchy::Endorsement, &store)
@@ -124,7 +130,11 @@ fn a_wrapped_key_opens_in_its_own_tpm_only() {
 
     let last = blob.private.last_mut().unwrap();
     *last ^= 1;
-    assert!(mine.load(&parent(&mine), &blob).unwrap_err().is_foreign_key());
+    assert!(
+        mine.load(&parent(&mine), &blob)
+            .unwrap_err()
+            .is_foreign_key()
+    );
 }
 
 #[test]
@@ -151,9 +161,18 @@ fn a_shared_point_is_the_same_on_both_ends_with_both_coordinates() {
     }
     // Not on the curve.
     let error = tpm
-        .ecdh_zgen(key.handle(), &EccPoint { x: [1; 32], y: [2; 32] })
+        .ecdh_zgen(
+            key.handle(),
+            &EccPoint {
+                x: [1; 32],
+                y: [2; 32],
+            },
+        )
         .unwrap_err();
-    assert!(error.to_string().contains("ECDH_ZGen on handle 0x80"), "{error}");
+    assert!(
+        error.to_string().contains("ECDH_ZGen on handle 0x80"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -261,7 +280,10 @@ fn a_credential_opens_with_the_right_two_keys_only() {
         .create_primary(Hierarchy::Endorsement, &endorsement_key(EkAlgorithm::P256))
         .unwrap();
     let (wrapped, seed) = tpm.make_credential(ek.handle(), &secret, &name).unwrap();
-    assert!(tpm.activate_credential(&other, &ek, &wrapped, &seed).is_err());
+    assert!(
+        tpm.activate_credential(&other, &ek, &wrapped, &seed)
+            .is_err()
+    );
     drop((other, ek));
     assert_eq!(loaded(&tpm), [], "keys or sessions stayed behind");
 }

@@ -79,8 +79,14 @@ impl Emulator {
         let process = Command::new("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
             .args(["--tpmstate", &format!("dir={}", dir.display())])
-            .args(["--server", &format!("type=unixio,path={}", socket.display())])
-            .args(["--ctrl", &format!("type=unixio,path={}", dir.join("ctrl").display())])
+            .args([
+                "--server",
+                &format!("type=unixio,path={}", socket.display()),
+            ])
+            .args([
+                "--ctrl",
+                &format!("type=unixio,path={}", dir.join("ctrl").display()),
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
