@@ -112,16 +112,18 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
                 let reason = error.to_string();
                 match &error {
                     // Said once, by whoever finds out first that nobody answers.
-                    Error::Connection(error) if error.is_away() => {
-                        ctx.out_of_contact(&error.to_string())
-                    }
+                    Error::Connection(error) if error.is_away() => ctx.out_of_contact(error),
                     _ => ctx.status.raise("attestation", &reason),
                 }
                 ctx.attestation.send_replace(Attestation::Failed {
                     reason,
                     at: Some(SystemTime::now()),
                 });
-                tokio::time::sleep(RETRY).await;
+                // A controller that is back is asked at once.
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => {}
+                    () = ctx.contact_returns() => {}
+                }
             }
         }
     }

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use crate::bundle::Bundle;
 use crate::clock::Clock;
 use crate::config::InForce;
-use crate::conn::Connection;
+use crate::conn::{self, Connection};
 use crate::domain::observed::Observed;
 use crate::paths::Paths;
 use crate::status::Status;
@@ -135,10 +135,25 @@ impl Context {
         }
     }
 
-    /// Notes that the controller did not answer.
-    pub fn out_of_contact(&self, reason: &str) {
+    /// Notes that the controller did not answer. Whoever finds out first says so; the words are the same for all.
+    pub fn out_of_contact(&self, error: &conn::Error) {
         self.contact
             .send_if_modified(|contact| std::mem::replace(&mut contact.up, false));
-        self.status.raise("controller", reason);
+        let server = self.conn.server().authority();
+        let reason = match error {
+            conn::Error::Unreachable { reason, .. } => reason.clone(),
+            error => error.to_string(),
+        };
+        self.status.raise(
+            "controller",
+            &format!("controller {server} cannot be reached: {reason}"),
+        );
+    }
+
+    /// Waits until the controller answers somebody again.
+    pub async fn contact_returns(&self) {
+        let mut contact = self.contact.subscribe();
+        let before = contact.borrow_and_update().returns;
+        let _ = contact.wait_for(|contact| contact.returns != before).await;
     }
 }

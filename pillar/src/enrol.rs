@@ -62,12 +62,13 @@ pub enum Error {
 }
 
 impl Error {
-    fn is_away(&self) -> bool {
+    /// The reason, if the controller is away rather than unwilling.
+    fn away(&self) -> Option<&conn::Error> {
         match self {
             Self::Connection(error)
             | Self::NoOnboardingKey(error)
-            | Self::Refused { ask: error, .. } => error.is_away(),
-            _ => false,
+            | Self::Refused { ask: error, .. } => Some(error).filter(|error| error.is_away()),
+            _ => None,
         }
     }
 }
@@ -107,18 +108,20 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
                 ctx.reenrol.notified().await;
                 tokio::time::sleep_until(asked + ASK_AGAIN).await;
             }
-            Err(error) => {
-                let delay = if error.is_away() {
-                    away.next_delay()
-                } else {
-                    refused.next_delay()
-                };
-                let text = error.to_string();
-                tracing::warn!(error = %text, ?delay, "not enrolled");
-                ctx.status
-                    .raise("enrolment", &format!("not enrolled: {text}"));
-                tokio::time::sleep(delay).await;
-            }
+            Err(error) => match error.away() {
+                Some(reason) => {
+                    ctx.out_of_contact(reason);
+                    tokio::select! {
+                        () = tokio::time::sleep(away.next_delay()) => {}
+                        () = ctx.contact_returns() => {}
+                    }
+                }
+                None => {
+                    ctx.status
+                        .raise("enrolment", &format!("not enrolled: {error}"));
+                    tokio::time::sleep(refused.next_delay()).await;
+                }
+            },
         }
     }
 }
@@ -130,6 +133,7 @@ async fn settle(ctx: &Context, id: DeviceId) {
         &format!("enrolled as {id} at {}", ctx.conn.server().authority()),
     );
     ctx.conn.set_named();
+    ctx.in_contact();
     let before = ctx.device.send_replace(Some(id));
     if before != Some(id) {
         if let Err(error) = durable::store(id_file(&ctx.paths), id.to_string().into_bytes()).await {

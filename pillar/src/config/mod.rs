@@ -40,8 +40,8 @@ use crate::durable;
 
 /// How long the first question waits for the first quote, so that it need not be refused for want of a token.
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
-/// First delay after no answer; it grows to the usual interval.
-const AWAY: Duration = Duration::from_secs(1);
+/// Delays after no answer: a controller that is back is to be noticed soon, by a fleet that does not come at once.
+const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The config that the device goes by.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -262,7 +262,7 @@ pub async fn run(
     let mut attestation = ctx.attestation.subscribe();
     let tried = |attestation: &Attestation| *attestation != Attestation::Trying;
     let _ = tokio::time::timeout(WAIT_FOR_TOKEN, attestation.wait_for(tried)).await;
-    let mut away = Backoff::new(AWAY, ctx.config.borrow().settings.config_interval);
+    let mut away = Backoff::new(AWAY.0, AWAY.1);
     let mut certs_at = tokio::time::Instant::now();
     loop {
         let outcome = ask(&ctx, &desired).await;
@@ -275,7 +275,7 @@ pub async fn run(
                 ctx.contact.send_if_modified(|contact| {
                     !std::mem::replace(&mut contact.config_confirmed, true)
                 });
-                away = Backoff::new(AWAY, settings.config_interval);
+                away.reset();
             }
             Outcome::Refused(reason) => {
                 ctx.in_contact();
@@ -307,7 +307,7 @@ pub async fn run(
             }
             Outcome::Failed(error) => {
                 delay = away.next_delay();
-                ctx.out_of_contact(&error.to_string());
+                ctx.out_of_contact(&error);
             }
         }
         if certs_at.elapsed() > settings.cert_interval {

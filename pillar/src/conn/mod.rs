@@ -325,9 +325,14 @@ impl Connection {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, paths::CONTENT_TYPE).body(body);
         }
-        let unreachable = |error: reqwest::Error| Error::Unreachable {
-            url: url.clone(),
-            reason: chain(&error.without_url()),
+        let unreachable = |error: reqwest::Error| {
+            // The outermost layer only says that sending failed.
+            let error = error.without_url();
+            let reason = std::error::Error::source(&error).map_or_else(|| chain(&error), chain);
+            Error::Unreachable {
+                url: url.clone(),
+                reason,
+            }
         };
         let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();

@@ -56,7 +56,21 @@ impl Drop for Tpm {
 }
 
 impl Device {
+    /// With the bundle of a controller of the test's own.
     pub fn new(site: &Site) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(Vec::new()).unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self::with_bundle(
+            site.address.port(),
+            &site.root.pem,
+            &certificate,
+            &key.serialize_pem(),
+        )
+    }
+
+    /// With a bundle for the controller at this port of this machine.
+    pub fn with_bundle(port: u16, root: &str, onboarding: &str, onboarding_key: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let path = |name: &str| dir.path().join(name);
         let paths = Paths {
@@ -69,16 +83,11 @@ impl Device {
             std::fs::create_dir(dir).unwrap();
         }
         let put = |name: &str, text: &str| std::fs::write(paths.config.join(name), text).unwrap();
-        put("server", &format!("localhost:{}\n", site.address.port()));
-        put("root-certificate.pem", &site.root.pem);
-        put("v2tlsbaseroot-certificates.pem", &site.root.pem);
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(Vec::new())
-            .unwrap()
-            .self_signed(&key)
-            .unwrap();
-        put("onboard.cert.pem", &certificate.pem());
-        put("onboard.key.pem", &key.serialize_pem());
+        put("server", &format!("localhost:{port}\n"));
+        put("root-certificate.pem", root);
+        put("v2tlsbaseroot-certificates.pem", root);
+        put("onboard.cert.pem", onboarding);
+        put("onboard.key.pem", onboarding_key);
         put("soft_serial", "soft-1");
         put("skerry.json", r#"{"builtAt":"2026-01-01T00:00:00Z"}"#);
         std::fs::write(paths.lib.join("version"), "1.2.3\n").unwrap();
@@ -103,8 +112,8 @@ impl Device {
     }
 
     /// With a simulated TPM.
-    pub fn with_tpm(site: &Site) -> Self {
-        let mut device = Self::new(site);
+    pub fn with_tpm(mut self) -> Self {
+        let device = &mut self;
         let state = device.dir.path().join("tpm");
         std::fs::create_dir(&state).unwrap();
         let socket = state.join("socket");
@@ -128,7 +137,7 @@ impl Device {
         }
         device.options.tpm = socket;
         device._tpm = Some(tpm);
-        device
+        self
     }
 
     pub fn paths(&self) -> &Paths {

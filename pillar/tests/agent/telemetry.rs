@@ -241,7 +241,7 @@ async fn the_program_itself_enrols_stays_small_and_ends_when_told() {
         value: "5".into(),
     });
     site.with(|state| state.config = config);
-    let device = Device::with_tpm(&site);
+    let device = Device::new(&site).with_tpm();
     let mut program = device.start_program();
     site.until("the config is confirmed", |state| {
         (state.not_modified > 1).then_some(())
