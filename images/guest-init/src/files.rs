@@ -54,20 +54,23 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     fs::write(path, text)
 }
 
-/// The environment with what programs take for granted: PATH, and HOME from the image's user list.
-pub fn environment(env: &[String], uid: u32, passwd: &str) -> Vec<String> {
+/// The environment with what programs take for granted: PATH, HOSTNAME, and HOME from the image's user list.
+pub fn environment(spec: &ContainerSpec, passwd: &str) -> Vec<String> {
     let has = |name: &str| {
-        env.iter().any(|e| {
+        spec.env.iter().any(|e| {
             e.strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with('='))
         })
     };
-    let mut full = env.to_vec();
+    let mut full = spec.env.clone();
     if !has("PATH") {
         full.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     }
+    if !has("HOSTNAME") && !spec.hostname.is_empty() {
+        full.push(format!("HOSTNAME={}", spec.hostname));
+    }
     if !has("HOME") {
-        full.push(format!("HOME={}", home(uid, passwd)));
+        full.push(format!("HOME={}", home(spec.uid, passwd)));
     }
     full
 }
@@ -123,16 +126,23 @@ mod tests {
     fn the_environment_is_completed_not_changed() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1000:1000::/srv/web:/bin/false\nodd:x:7:7::relative:\n";
         let env = |list: &[&str], uid| {
+            let env = list.iter().map(|s| (*s).to_owned()).collect();
             environment(
-                &list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
-                uid,
+                &ContainerSpec {
+                    env,
+                    uid,
+                    ..sample()
+                },
                 passwd,
             )
         };
-        assert_eq!(env(&["PATH=/x", "HOME=/y"], 0), ["PATH=/x", "HOME=/y"]);
+        assert_eq!(
+            env(&["PATH=/x", "HOME=/y", "HOSTNAME="], 0),
+            ["PATH=/x", "HOME=/y", "HOSTNAME="]
+        );
         assert_eq!(
             env(&["PATH=/x", "HOMES=1"], 1000),
-            ["PATH=/x", "HOMES=1", "HOME=/srv/web"]
+            ["PATH=/x", "HOMES=1", "HOSTNAME=web", "HOME=/srv/web"]
         );
         for (uid, home) in [(0, "HOME=/root"), (7, "HOME=/"), (42, "HOME=/")] {
             assert_eq!(env(&[], uid).last().unwrap(), home);

@@ -45,7 +45,7 @@ fn start() -> Result<Pid, Error> {
     sethostname(&spec.hostname).map_err(Error::system("set", "the host name"))?;
     files::write(&spec)?;
     net::set_up(&spec.interfaces)?;
-    mounts::mount_volumes(&spec.volumes)?;
+    mounts::mount_volumes(&spec)?;
     mounts::container().iter().try_for_each(mounts::apply)?;
     mounts::fill_dev()?;
     if spec.readonly_root {

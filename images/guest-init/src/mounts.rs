@@ -4,10 +4,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::time::{Duration, Instant};
 
-use guest_api::VolumeMount;
+use guest_api::{ContainerSpec, VolumeMount};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -236,16 +236,42 @@ pub fn make_read_only() -> io::Result<()> {
 }
 
 /// Mounts volumes. Their device nodes are seen only while it runs: the container's /dev comes over them.
-pub fn mount_volumes(volumes: &[VolumeMount]) -> Result<(), Error> {
-    if volumes.is_empty() {
+///
+/// A volume that nobody has written to yet takes owner and mode of the directory that it covers, or belongs to the
+/// container's user where the image has no such directory; otherwise only root could ever write to it.
+pub fn mount_volumes(spec: &ContainerSpec) -> Result<(), Error> {
+    if spec.volumes.is_empty() {
         return Ok(());
     }
     apply(&Mount::new("devtmpfs", "/dev", NOSUID | NOEXEC, ""))?;
-    for wanted in volumes {
+    for wanted in &spec.volumes {
+        let path = wanted.path.as_str();
+        if fs::metadata(path).is_err() {
+            fs::create_dir_all(path)
+                .and_then(|()| chown(path, Some(spec.uid), Some(spec.gid)))
+                .map_err(Error::system("make directory", path))?;
+        }
+        let covered = fs::metadata(path).map_err(Error::system("read", path))?;
         wait_for_device(&wanted.device)?;
         apply(&volume(wanted))?;
+        if !wanted.readonly && is_fresh(path).map_err(Error::system("read", path))? {
+            chown(path, Some(covered.uid()), Some(covered.gid()))
+                .and_then(|()| fs::set_permissions(path, covered.permissions()))
+                .map_err(Error::system("set the owner of", path))?;
+        }
     }
     umount2("/dev", MntFlags::MNT_DETACH).map_err(Error::system("unmount", "/dev"))
+}
+
+/// Whether a file system holds nothing but what mkfs.ext4 puts there, and is root's.
+fn is_fresh(path: &str) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    let about = fs::metadata(path)?;
+    Ok(about.uid() == 0 && about.gid() == 0)
 }
 
 /// Devices appear while the kernel is already running its init.
@@ -305,5 +331,18 @@ mod tests {
             (mount.source.as_str(), mount.target.as_str()),
             ("/dev/vdc", "/data")
         );
+    }
+
+    #[test]
+    fn only_an_untouched_volume_is_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        // A test that does not run as root sees no directory of root's.
+        let is_root = fs::metadata(path).unwrap().uid() == 0;
+        assert_eq!(is_fresh(path).unwrap(), is_root);
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        assert_eq!(is_fresh(path).unwrap(), is_root);
+        fs::write(dir.path().join("data"), "x").unwrap();
+        assert!(!is_fresh(path).unwrap());
     }
 }

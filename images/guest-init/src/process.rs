@@ -31,7 +31,7 @@ pub fn start(spec: &ContainerSpec, output: File) -> Result<Pid, Error> {
         return Err(Error::Spec("names no program".to_owned()));
     };
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let env = files::environment(&spec.env, spec.uid, &passwd);
+    let env = files::environment(spec, &passwd);
     std::fs::create_dir_all(&spec.cwd).map_err(Error::system("make directory", &spec.cwd))?;
     let path = env
         .iter()

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use guest_api::FromGuest;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -56,7 +57,7 @@ pub fn run(
             for action in actions {
                 match action {
                     Action::Tell => {
-                        console.say(&format!("{:?}", state.word()));
+                        console.say(&words(&state.word()));
                         control.tell(&state.word(), matches!(state, State::Over { .. }));
                     }
                     Action::Signal(number) => signal(child, number, console),
@@ -119,6 +120,15 @@ fn signal(child: Option<Pid>, number: i32, console: &mut Console) {
             "cannot send signal {number} to the container: {}",
             std::io::Error::last_os_error()
         ));
+    }
+}
+
+/// A message as the console's reader likes it.
+fn words(word: &FromGuest) -> String {
+    match word {
+        FromGuest::Started => "the process runs".to_owned(),
+        FromGuest::Exited { code } => format!("the process ended with code {code}"),
+        FromGuest::Failed { message } => message.clone(),
     }
 }
 
