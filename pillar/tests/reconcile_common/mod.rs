@@ -198,19 +198,19 @@ pub fn add_app(desired: &mut Desired, n: u128, name: &str, runtime: Runtime, con
     );
 }
 
-/// Waits until something is observed, at most a minute.
+/// Waits until something is observed, at most a minute; after that, what was seen last.
 pub async fn wait_for(
     observed: &mut watch::Receiver<Arc<Observed>>,
     what: &str,
     test: impl FnMut(&Arc<Observed>) -> bool,
-) -> Arc<Observed> {
+) -> Result<Arc<Observed>, String> {
     let seen = tokio::time::timeout(Duration::from_secs(60), observed.wait_for(test)).await;
     match seen.map(|seen| seen.unwrap().clone()) {
-        Ok(seen) => seen,
-        Err(_) => panic!(
+        Ok(seen) => Ok(seen),
+        Err(_) => Err(format!(
             "not seen within a minute: {what}; the last was {:#?}",
-            observed.borrow()
-        ),
+            **observed.borrow()
+        )),
     }
 }
 
@@ -231,6 +231,22 @@ impl Processes {
     /// What a unit has written.
     pub fn output(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.join(name)).unwrap_or_default()
+    }
+
+    /// What all units have written.
+    pub fn all_output(&self) -> String {
+        let files = std::fs::read_dir(&self.dir)
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        files
+            .map(|path| {
+                format!(
+                    "{}:\n{}\n",
+                    path.display(),
+                    std::fs::read_to_string(&path).unwrap()
+                )
+            })
+            .collect()
     }
 
     fn refresh(entry: &mut (Child, Option<String>)) {

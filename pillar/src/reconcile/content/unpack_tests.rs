@@ -16,7 +16,11 @@ impl Layer {
     fn add(mut self, kind: EntryType, name: &str, link: &str, content: &[u8]) -> Self {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
-        header.set_mode(if kind == EntryType::Directory { 0o755 } else { 0o644 });
+        header.set_mode(if kind == EntryType::Directory {
+            0o755
+        } else {
+            0o644
+        });
         header.set_uid(12);
         header.set_gid(34);
         header.set_mtime(1_000_000_000);
@@ -98,16 +102,28 @@ fn an_honest_layer_is_unpacked_with_owners_modes_and_times() {
     assert_eq!(place.read("etc/hosts"), "x");
     let about = fs::metadata(place.root.join("etc/hosts")).unwrap();
     assert_eq!(
-        (about.uid(), about.gid(), about.mode() & 0o7777, about.mtime()),
+        (
+            about.uid(),
+            about.gid(),
+            about.mode() & 0o7777,
+            about.mtime()
+        ),
         (12, 34, 0o644, 1_000_000_000)
     );
     let link = fs::symlink_metadata(place.root.join("bin")).unwrap();
     assert_eq!((link.uid(), link.is_symlink()), (12, true));
     assert_eq!(
         fs::metadata(place.root.join("usr/bin/same")).unwrap().ino(),
-        fs::metadata(place.root.join("usr/bin/deep/tool")).unwrap().ino()
+        fs::metadata(place.root.join("usr/bin/deep/tool"))
+            .unwrap()
+            .ino()
     );
-    assert!(fs::metadata(place.root.join("pipe")).unwrap().file_type().is_fifo());
+    assert!(
+        fs::metadata(place.root.join("pipe"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
 }
 
 #[test]
@@ -169,9 +185,17 @@ fn whiteouts_take_away_what_lies_below_and_nothing_of_their_own_layer() {
 #[test]
 fn nothing_leads_out_of_the_image() {
     // Names with `..`.
-    for name in ["../outside/victim", "a/../../outside/victim", "..", "/../outside/victim"] {
+    for name in [
+        "../outside/victim",
+        "a/../../outside/victim",
+        "..",
+        "/../outside/victim",
+    ] {
         let place = Place::new();
-        let error = Layer::new().file(name, "evil").over(&place.root).unwrap_err();
+        let error = Layer::new()
+            .file(name, "evil")
+            .over(&place.root)
+            .unwrap_err();
         assert!(error.to_string().contains(".."), "{error}");
         place.outside_is_untouched();
     }
@@ -226,7 +250,12 @@ fn nothing_leads_out_of_the_image() {
     for target in ["../outside/victim", "/outside/victim", "way/victim"] {
         let place = Place::new();
         symlink(place.dir.path().join("outside"), place.root.join("way")).unwrap();
-        assert!(Layer::new().hard("stolen", target).over(&place.root).is_err());
+        assert!(
+            Layer::new()
+                .hard("stolen", target)
+                .over(&place.root)
+                .is_err()
+        );
         place.outside_is_untouched();
     }
 }
@@ -237,12 +266,18 @@ fn oddities_are_refused_in_words() {
         (Layer::new().link("a", "a").file("a/b", ""), "circles"),
         (Layer::new().link("a", "nowhere").file("a/b", ""), "nowhere"),
         (Layer::new().hard("a", "missing"), "hard link to nothing"),
-        (Layer::new().dir("d").hard("a", "d"), "hard link to a directory"),
+        (
+            Layer::new().dir("d").hard("a", "d"),
+            "hard link to a directory",
+        ),
         (Layer::new().hard("a", "/"), "root directory"),
         (Layer::new().link("a", ""), "without a target"),
         (Layer::new().file(".wh.", ""), "whiteout of nothing"),
         (Layer::new().file(".wh...", ""), "whiteout of nothing"),
-        (Layer::new().add(EntryType::new(b'V'), "label", "", b""), "kind"),
+        (
+            Layer::new().add(EntryType::new(b'V'), "label", "", b""),
+            "kind",
+        ),
     ];
     for (layer, said) in cases {
         let place = Place::new();
@@ -293,32 +328,60 @@ fn devices_are_made_and_overlay_attributes_are_not() {
 #[test]
 fn size_and_number_are_bounded() {
     let place = Place::new();
-    let bytes = Layer::new().file("a", "12345").file("b", "12345").0.into_inner().unwrap();
-    let mut limits = Limits { bytes: 9, entries: 9 };
+    let bytes = Layer::new()
+        .file("a", "12345")
+        .file("b", "12345")
+        .0
+        .into_inner()
+        .unwrap();
+    let mut limits = Limits {
+        bytes: 9,
+        entries: 9,
+    };
     let error = unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap_err();
     assert!(matches!(error, UnpackError::TooLarge(_)));
-    let mut limits = Limits { bytes: 99, entries: 1 };
+    let mut limits = Limits {
+        bytes: 99,
+        entries: 1,
+    };
     assert!(unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).is_err());
-    let mut limits = Limits { bytes: 10, entries: 2 };
+    let mut limits = Limits {
+        bytes: 10,
+        entries: 2,
+    };
     unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap();
 }
 
 #[test]
 fn packed_and_damaged_layers() {
-    let bytes = Layer::new().file("a", &"x".repeat(100_000)).0.into_inner().unwrap();
+    let bytes = Layer::new()
+        .file("a", &"x".repeat(100_000))
+        .0
+        .into_inner()
+        .unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&bytes).unwrap();
     let gzip = gzip.finish().unwrap();
     let zstd = zstd::encode_all(bytes.as_slice(), 1).unwrap();
     for (layer, packing) in [(&gzip, Packing::Gzip), (&zstd, Packing::Zstd)] {
         let place = Place::new();
-        unpack(&place.root, layer.as_slice(), packing, &mut Limits::default()).unwrap();
+        unpack(
+            &place.root,
+            layer.as_slice(),
+            packing,
+            &mut Limits::default(),
+        )
+        .unwrap();
         assert_eq!(place.read("a").len(), 100_000);
         let torn = &layer[..layer.len() / 2];
         let place = Place::new();
         assert!(unpack(&place.root, torn, packing, &mut Limits::default()).is_err());
     }
-    for damaged in [&b"not a tar archive at all"[..], &[0xff; 2048][..], &bytes[..700]] {
+    for damaged in [
+        &b"not a tar archive at all"[..],
+        &[0xff; 2048][..],
+        &bytes[..700],
+    ] {
         let place = Place::new();
         assert!(unpack(&place.root, damaged, Packing::Tar, &mut Limits::default()).is_err());
     }

@@ -367,7 +367,6 @@ fn dnsmasq_unit(name: String, config: &Path) -> UnitSpec {
             property("NoNewPrivileges", "yes"),
             property("ProtectSystem", "strict"),
             property("ProtectHome", "yes"),
-            property("PrivateTmp", "yes"),
             property("PrivateDevices", "yes"),
             property(
                 "CapabilityBoundingSet",

@@ -134,7 +134,6 @@ pub fn config(
                 "effective": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
                 "permitted": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
             },
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 65536}],
         },
         "root": {"path": places.root, "readonly": container.readonly_root},
         "mounts": mounts,

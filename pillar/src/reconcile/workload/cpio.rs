@@ -82,10 +82,12 @@ mod tests {
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
         let text = String::from_utf8(bytes).unwrap();
-        let fields = ["1", "41ed", "0", "0", "2", "0", "0", "0", "0", "0", "0", "2", "0"];
+        let fields = [
+            "1", "41ed", "0", "0", "2", "0", "0", "0", "0", "0", "0", "2", "0",
+        ];
         let header: String = fields.iter().map(|field| format!("{field:0>8}")).collect();
         assert!(text.starts_with(&format!("070701{header}d\0")), "{text}");
-        assert!(text.contains("d/f\0\0\0hello\0\0\0070701"), "{text}");
+        assert!(text.contains("d/f\0\0\0hello\0\0\x00070701"), "{text}");
         assert!(text.contains("TRAILER!!!\0"));
     }
 }

@@ -202,8 +202,8 @@ pub fn inside<T: Send + 'static>(
 
 /// Unmounts everything at and below a directory, the last mounted first.
 pub fn unmount_below(dir: &Path) -> Result<(), NamespaceError> {
-    let table =
-        fs::read_to_string("/proc/thread-self/mountinfo").map_err(fail("reading the mounts at", dir))?;
+    let table = fs::read_to_string("/proc/thread-self/mountinfo")
+        .map_err(fail("reading the mounts at", dir))?;
     for place in mounts_below(&table, dir).into_iter().rev() {
         let place = Path::new(&place);
         // Lazily: a process that is being killed may hold it for a moment longer.

@@ -248,7 +248,7 @@ async fn plug(net: &StartNet, index: usize, network: &Path) -> Result<(), Native
     handle.link().set(message).execute().await.map_err(failed)?;
     links.plug(&net.tap, &net.bridge).await?;
     let message = LinkUnspec::new_with_name(&net.tap).up().build();
-    Ok(handle.link().set(message).execute().await.map_err(failed)?)
+    handle.link().set(message).execute().await.map_err(failed)
 }
 
 /// Gives the container's interfaces their addresses and routes. Runs on a thread in the container's network.
@@ -321,6 +321,8 @@ pub fn unit(name: String, start: &Start, dir: &Path) -> UnitSpec {
             property("CPUQuota", format!("{}%", u32::from(start.vcpus) * 100)),
             property("TasksMax", "1024".into()),
             property("LimitCORE", "0".into()),
+            // Raised here: the container's root may not raise it any more.
+            property("LimitNOFILE", "65536".into()),
             property("OOMScoreAdjust", "300".into()),
             property("TimeoutStopSec", "10".into()),
             property("NoNewPrivileges", "yes".into()),

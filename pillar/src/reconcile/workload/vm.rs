@@ -306,7 +306,7 @@ fn own_disks(start: &Start) -> Vec<&Path> {
 }
 
 /// What it shares with others, to read only.
-fn shared_files<'a>(start: &'a Start, paths: &Paths) -> Vec<PathBuf> {
+fn shared_files(start: &Start, paths: &Paths) -> Vec<PathBuf> {
     match &start.kind {
         StartKind::Machine {
             kernel, initrds, ..
@@ -356,7 +356,6 @@ pub fn unit(name: String, start: &Start, paths: &Paths, app_dir: &Path) -> UnitS
         ("RestrictSUIDSGID", "yes"),
         ("LockPersonality", "yes"),
         ("SystemCallArchitectures", "native"),
-        ("PrivateTmp", "yes"),
         ("PrivateIPC", "yes"),
         ("ProtectSystem", "strict"),
         ("ProtectHome", "yes"),
