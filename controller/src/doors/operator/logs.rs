@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use operator_api::{LogEntry, Object as _};
+use operator_api::LogEntry;
 use serde::Deserialize;
 
 use super::problem::Answer;

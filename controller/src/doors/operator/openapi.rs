@@ -5,6 +5,7 @@ use operator_api::{
     API_PREFIX, App, Datastore, Device, ImageBundle, List, LogEntry, Object, PROBLEM_JSON, Problem,
     TokenRequest, TokenResponse,
 };
+use utoipa::ToSchema;
 use utoipa::openapi::content::Content;
 use utoipa::openapi::path::{
     HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn, PathItem, PathsBuilder,
@@ -15,7 +16,6 @@ use utoipa::openapi::{
     ComponentsBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Required,
     ResponseBuilder, Schema, Type,
 };
-use utoipa::{PartialSchema, ToSchema};
 
 const JSON: &str = "application/json";
 
