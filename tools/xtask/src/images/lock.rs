@@ -143,9 +143,9 @@ mod tests {
     #[test]
     fn wrong_lines_are_named() {
         for (text, reason) in [
-            (format!("a 1 amd64"), "line 1"),
+            ("a 1 amd64".to_owned(), "line 1"),
             (format!("a 1 amd64 {A} x"), "line 1"),
-            (format!("\na 1 amd64 zz"), "line 2"),
+            ("\na 1 amd64 zz".to_owned(), "line 2"),
             (format!("a 1 amd64 {A}\na 2 amd64 {A}"), "twice"),
         ] {
             let error = format!("{:#}", Lock::parse(&text).unwrap_err());
