@@ -1,6 +1,6 @@
 //! The whole attest exchange between a device with a real (emulated) TPM and the verifier, and what an attacker would try.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -103,7 +103,7 @@ fn event_log(events: &[(u32, u32, &[u8])]) -> Vec<u8> {
 }
 
 const BOOT: &[(u32, u32, &[u8])] = &[
-    (0, 8, b"v\01\0\0\0"),
+    (0, 8, b"v\x001\0\0\0"),
     (4, 0x8000_0007, b"Calling EFI Application from Boot Option"),
     (7, 4, &[0; 4]),
     (12, 0xd, b"r\0o\0o\0t\0"),

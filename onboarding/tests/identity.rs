@@ -1,6 +1,6 @@
 //! A device's identity: made once, found again, never silently replaced.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

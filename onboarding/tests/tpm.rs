@@ -1,6 +1,6 @@
 //! The TPM commands against a real emulator.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

@@ -58,14 +58,25 @@ impl Transport for DeviceFile {
             ));
         }
         let mut answer = vec![0; MAX_MESSAGE];
-        let length = self.0.read(&mut answer)?;
+        // The answer waits in the driver until it is read, so a signal costs nothing but another try.
+        let length = loop {
+            match self.0.read(&mut answer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => break done?,
+            }
+        };
         answer.truncate(length);
         Ok(answer)
     }
 }
 
 /// A socket to an emulator, as `swtpm socket --server` opens it.
-pub struct Socket<S>(S);
+///
+/// After a failure nobody knows whose answer would come next, so it carries no further command.
+pub struct Socket<S> {
+    stream: S,
+    broken: bool,
+}
 
 impl Socket<UnixStream> {
     /// Connects to a unix socket.
@@ -76,7 +87,10 @@ impl Socket<UnixStream> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(SOCKET_TIMEOUT))?;
         stream.set_write_timeout(Some(SOCKET_TIMEOUT))?;
-        Ok(Self(stream))
+        Ok(Self {
+            stream,
+            broken: false,
+        })
     }
 }
 
@@ -90,15 +104,18 @@ impl Socket<TcpStream> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SOCKET_TIMEOUT))?;
         stream.set_write_timeout(Some(SOCKET_TIMEOUT))?;
-        Ok(Self(stream))
+        Ok(Self {
+            stream,
+            broken: false,
+        })
     }
 }
 
-impl<S: Read + Write + Send> Transport for Socket<S> {
-    fn exchange(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
-        self.0.write_all(command)?;
+impl<S: Read + Write> Socket<S> {
+    fn carry(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
+        self.stream.write_all(command)?;
         let mut header = [0; HEADER];
-        self.0.read_exact(&mut header)?;
+        self.stream.read_exact(&mut header)?;
         let [_, _, a, b, c, d, ..] = header;
         let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
         if !(HEADER..=MAX_MESSAGE).contains(&length) {
@@ -110,8 +127,20 @@ impl<S: Read + Write + Send> Transport for Socket<S> {
         let mut answer = header.to_vec();
         answer.resize(length, 0);
         if let Some(body) = answer.get_mut(HEADER..) {
-            self.0.read_exact(body)?;
+            self.stream.read_exact(body)?;
         }
         Ok(answer)
+    }
+}
+
+impl<S: Read + Write + Send> Transport for Socket<S> {
+    fn exchange(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
+        if self.broken {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection broke during an earlier command",
+            ));
+        }
+        self.carry(command).inspect_err(|_| self.broken = true)
     }
 }
