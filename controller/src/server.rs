@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(120);
 /// After this time a shutdown no longer waits for requests that are under way.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 const STREAMS: u32 = 32;
 /// Receive window of an HTTP/2 stream and connection, in bytes: messages are small, connections many.
 const WINDOW: u32 = 128 << 10;

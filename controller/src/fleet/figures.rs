@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use operator_api::{MemoryStatus, ProcessMemory};
 use protocol::eve::metrics::ZMetricMsg;
 use protocol::eve::metrics::metric_item::MetricItemValue;
@@ -101,11 +100,7 @@ pub fn read(message: &ZMetricMsg) -> Figures {
                 total_kib: total * 1024,
                 available_kib: available * 1024,
                 processes,
-                time: message
-                    .at_time_stamp
-                    .as_ref()
-                    .and_then(timestamp)
-                    .or_else(|| Some(Timestamp::UNIX_EPOCH)),
+                time: message.at_time_stamp.as_ref().and_then(timestamp),
             });
         }
     }

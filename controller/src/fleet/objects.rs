@@ -55,6 +55,21 @@ pub trait Governed: Object {
         connection: &mut Connection,
         object: Self,
     ) -> impl Future<Output = Result<Self, StoreError>> + Send;
+
+    /// [`Governed::shown`] for a whole list.
+    fn all_shown(
+        fleet: &Fleet,
+        connection: &mut Connection,
+        objects: Vec<Self>,
+    ) -> impl Future<Output = Result<Vec<Self>, StoreError>> + Send {
+        async move {
+            let mut shown = Vec::with_capacity(objects.len());
+            for object in objects {
+                shown.push(Self::shown(fleet, connection, object).await?);
+            }
+            Ok(shown)
+        }
+    }
 }
 
 fn uid_of(object: &impl Object) -> Result<Uuid, Fault> {
@@ -91,10 +106,8 @@ impl Fleet {
         let mut reader = self.store.read().await?;
         // Read first: an object written in between is newer than the revision says, never older.
         let revision = objects::revision(&mut reader).await?;
-        let mut shown = Vec::new();
-        for object in objects::list::<T>(&mut reader).await? {
-            shown.push(T::shown(self, &mut reader, object).await?);
-        }
+        let stored = objects::list::<T>(&mut reader).await?;
+        let shown = T::all_shown(self, &mut reader, stored).await?;
         Ok((shown, revision))
     }
 
@@ -315,6 +328,14 @@ impl Governed for Device {
         object: Self,
     ) -> Result<Self, StoreError> {
         fleet.show_device(connection, object).await
+    }
+
+    async fn all_shown(
+        fleet: &Fleet,
+        connection: &mut Connection,
+        objects: Vec<Self>,
+    ) -> Result<Vec<Self>, StoreError> {
+        fleet.show_devices(connection, objects).await
     }
 }
 

@@ -255,7 +255,9 @@ mod tests {
 
     use super::*;
 
-    fn objects() -> (Device, Vec<App>, BTreeMap<String, Datastore>) {
+    type Objects = (Device, Vec<App>, BTreeMap<String, Datastore>);
+
+    fn objects() -> Objects {
         let mut device = Device::new("box-1", DeviceSpec::default());
         device.metadata.uid = Some(Uuid::from_u128(1));
         device.metadata.generation = 1;
@@ -327,7 +329,7 @@ mod tests {
         )
     }
 
-    fn planned(objects: &(Device, Vec<App>, BTreeMap<String, Datastore>)) -> EdgeDevConfig {
+    fn planned(objects: &Objects) -> EdgeDevConfig {
         config(Inputs {
             device: &objects.0,
             apps: &objects.1,
@@ -352,7 +354,7 @@ mod tests {
     fn the_same_objects_give_the_same_hash_and_any_change_another() {
         let first = hash(&planned(&objects()));
         assert_eq!(first, hash(&planned(&objects())));
-        let changes: [fn(&mut (Device, Vec<App>, BTreeMap<String, Datastore>)); 5] = [
+        let changes: [fn(&mut Objects); 5] = [
             |objects| objects.0.metadata.name = "box-2".into(),
             |objects| objects.1[2].spec.ports[0].app = 81,
             |objects| objects.1[1].spec.image.format = None,

@@ -1,5 +1,6 @@
 //! What operators see: the stored object, what its device told, and what only memory knows (who is connected, what was measured).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -32,7 +33,7 @@ impl Fleet {
     pub(super) async fn show_device(
         &self,
         connection: &mut Connection,
-        mut device: Device,
+        device: Device,
     ) -> Result<Device, StoreError> {
         let Some(uid) = device.metadata.uid else {
             return Ok(device);
@@ -40,6 +41,32 @@ impl Fleet {
         let Some(stored) = identities::shown(connection, uid).await? else {
             return Ok(device);
         };
+        Ok(self.present(device, uid, stored))
+    }
+
+    /// Devices as operators see them.
+    pub(super) async fn show_devices(
+        &self,
+        connection: &mut Connection,
+        devices: Vec<Device>,
+    ) -> Result<Vec<Device>, StoreError> {
+        let mut stored: HashMap<Uuid, identities::Shown> = identities::all_shown(connection)
+            .await?
+            .into_iter()
+            .collect();
+        let present = |device: Device| match device
+            .metadata
+            .uid
+            .and_then(|uid| Some((uid, stored.remove(&uid)?)))
+        {
+            Some((uid, stored)) => self.present(device, uid, stored),
+            None => device,
+        };
+        Ok(devices.into_iter().map(present).collect())
+    }
+
+    /// Puts together what is stored of a device and what memory knows.
+    fn present(&self, mut device: Device, uid: Uuid, stored: identities::Shown) -> Device {
         let entry = self.registry.by_id(DeviceId(uid));
         let now = Timestamp::now();
         let status = &mut device.status;
@@ -132,7 +159,7 @@ impl Fleet {
             words,
             status.last_seen.unwrap_or(now),
         );
-        Ok(device)
+        device
     }
 
     /// An app as operators see it.

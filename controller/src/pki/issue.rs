@@ -107,7 +107,7 @@ pub(super) fn leaf(
     let name = leaf.name();
     let present = load(directory, name)?;
     let hosts: BTreeSet<String> = match leaf {
-        Leaf::Tls(wanted) if wanted.is_empty() => present
+        Leaf::Tls([]) => present
             .as_ref()
             .map(|(_, facts)| facts.hosts.clone())
             .ok_or(PkiError::NoName)?,
