@@ -75,9 +75,9 @@ fn install(story: &Story, pc: &mut Machine) -> Result<()> {
         lines.iter().any(|line| line.contains('%')),
         "the installer shows no percent: {lines:?}"
     );
-    let virtualisation = lines
-        .iter()
-        .any(|line| line.contains("virtualisation: AMD-V") || line.contains("virtualisation: VT-x"));
+    let virtualisation = lines.iter().any(|line| {
+        line.contains("virtualisation: AMD-V") || line.contains("virtualisation: VT-x")
+    });
     ensure!(
         virtualisation,
         "the installer does not find nested virtualisation: {lines:?}"

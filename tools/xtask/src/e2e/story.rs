@@ -115,12 +115,27 @@ impl<'a> Story<'a> {
             })?;
             ensure!(page.contains(wanted), "the page of {app} is {page:?}");
             Ok(page)
-        })?;
+        });
+        let page = page.inspect_err(|_| self.tell_log(app))?;
         self.step(format!(
             "{app} answers: {:?}",
             page.lines().last().unwrap_or_default()
         ));
         Ok(page)
+    }
+
+    /// Tells the end of an app's log, for whoever looks for the reason of a failure.
+    fn tell_log(&self, app: &str) {
+        let log = self
+            .yard
+            .site()
+            .operator
+            .run(&["logs", app])
+            .unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<_> = log.lines().collect();
+        for line in lines.iter().skip(lines.len().saturating_sub(40)) {
+            self.step(format!("log of {app}: {line}"));
+        }
     }
 
     /// An app, as the controller shows it.

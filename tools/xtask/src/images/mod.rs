@@ -128,7 +128,7 @@ fn contents(programs: Option<&Path>, guest_kernel: PathBuf) -> Result<host::Cont
         Some(folder) => (folder.to_path_buf(), folder.to_path_buf()),
         None => {
             let step = Step::begin("our programs for the image");
-            let folders = (build::dynamic(&["pillar"])?, build_static()?);
+            let folders = (build::programs()?, build_static()?);
             step.done();
             folders
         }

@@ -66,10 +66,6 @@ impl Controller {
         &self.dir
     }
 
-    pub fn log_tail(&self) -> String {
-        self.server.as_ref().map(Server::tail).unwrap_or_default()
-    }
-
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().and_then(Server::pid)
     }

@@ -10,9 +10,9 @@ pub fn datastore(registry: &Registry) -> Result<String> {
         .with_context(|| format!("reading {}", registry.root().display()))?;
     let indented: String = root.lines().map(|line| format!("    {line}\n")).collect();
     Ok(format!(
-        "apiVersion: skerry.io/v1\nkind: Datastore\nmetadata:\n  name: demo\nspec:\n  type: oci\n  endpoint: {endpoint}\n  \
-         caCertificate: |\n{indented}",
-        endpoint = registry.address_from_box(),
+        "apiVersion: skerry.io/v1\nkind: Datastore\nmetadata:\n  name: demo\nspec:\n  type: registry\n  url: docker://{address}\n  \
+         caCertificates: |\n{indented}",
+        address = registry.address_from_box(),
     ))
 }
 
@@ -54,7 +54,7 @@ spec:
     reference: {reference}
     format: {format}
   resources: {{ cpus: 2, memoryMiB: 384 }}
-  kernelArgs: root=/dev/vda rw console=hvc0
+  kernelArgs: root=/dev/vda rw console=ttyS0
   ports:
     - {{ device: {port}, app: 80, protocol: tcp }}
 "

@@ -56,7 +56,7 @@ pub struct Site {
 impl Built {
     /// Builds what is missing or stale.
     pub fn make() -> Result<Built> {
-        let programs = build::dynamic(build::TOOLS)?;
+        let programs = build::programs()?;
         let parts = crate::images::build(&crate::images::Options::default())?;
         let images = parts
             .parent()

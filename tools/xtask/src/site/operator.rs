@@ -23,7 +23,7 @@ impl Operator {
             config: dir.join("config.yaml"),
         };
         let password = controller.data().join("admin-password");
-        let ca = controller.data().join("root-certificate.pem");
+        let ca = controller.data().join("pki/root.pem");
         let url = controller.url();
         operator.run(&[
             "login",

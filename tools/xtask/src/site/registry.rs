@@ -81,10 +81,6 @@ impl Registry {
         &self.files.root
     }
 
-    pub fn data(&self) -> PathBuf {
-        self.dir.join("data")
-    }
-
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().and_then(Server::pid)
     }
