@@ -212,14 +212,13 @@ mod tests {
         events.add(Arc::new(Mutex::new(server))).unwrap();
         life.run();
         let asked = std::thread::spawn(move || {
-            let answers = [
+            [
                 Request::State,
                 Request::Shutdown,
                 Request::Resume,
                 Request::Kill,
             ]
-            .map(|request| ask(&path, &request));
-            answers
+            .map(|request| ask(&path, &request))
         });
         while life.last_words().is_none() {
             events.turn().unwrap();

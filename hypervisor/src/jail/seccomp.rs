@@ -129,7 +129,7 @@ fn program(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
     let rules = COMMON
         .iter()
         .chain(own)
-        .map(|number| (i64::from(*number), Vec::new()))
+        .map(|number| (*number, Vec::new()))
         .collect();
     let filter = SeccompFilter::new(
         rules,

@@ -258,9 +258,9 @@ fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     let tables = layout::PAGE_TABLES.0;
-    memory.write_obj(tables + 0x1000 | PRESENT_WRITABLE, GuestAddress(tables))?;
+    memory.write_obj((tables + 0x1000) | PRESENT_WRITABLE, GuestAddress(tables))?;
     memory.write_obj(
-        tables + 0x2000 | PRESENT_WRITABLE,
+        (tables + 0x2000) | PRESENT_WRITABLE,
         GuestAddress(tables + 0x1000),
     )?;
     let mut directory = Vec::with_capacity(4096);
