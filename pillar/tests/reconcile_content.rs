@@ -1,5 +1,12 @@
 //! Content from registries: Debian's docker-registry over TLS, and one of our own that misbehaves on request.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what they expect by failing"
+)]
+
 mod reconcile_common;
 
 use std::collections::HashMap;

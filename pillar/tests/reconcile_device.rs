@@ -1,6 +1,13 @@
 //! Networks and native containers on this machine's kernel, in network and mount namespaces of the test's own. Needs
 //! root, crun, dnsmasq-base, nftables, iproute2, busybox and e2fsprogs, as CI has them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what they expect by failing"
+)]
+
 mod reconcile_common;
 
 use std::io::{Read, Write};

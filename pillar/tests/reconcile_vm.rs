@@ -1,6 +1,13 @@
 //! Apps that are virtual machines, with a stand-in for the monitor: it reads the same `vm.json`, listens on the same
 //! sockets and leaves the same last words, but there is no machine behind it. Real machines run in the end-to-end tests.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what they expect by failing"
+)]
+
 mod reconcile_common;
 
 use std::collections::HashMap;
@@ -431,7 +438,7 @@ async fn machines_and_microvms_live_their_lives() {
     let seen = wait_for(&mut observed, "found again", |seen| {
         is_running(seen, MACHINE) && is_running(seen, CONTAINER)
     });
-    assert_eq!(pids(&*seen.await.unwrap()), before);
+    assert_eq!(pids(&seen.await.unwrap()), before);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(
         units.started.lock().unwrap().len(),

@@ -66,7 +66,7 @@ pub fn config(service: &Service, dir: &Path, resolvers: &Path) -> String {
         "leasefile-ro".into(),
         format!("dhcp-option=option:router,{gateway}"),
         format!("dhcp-option=option:dns-server,{dns}"),
-        "user=nobody".into(),
+        "user=dnsmasq".into(),
         "group=nogroup".into(),
         "pid-file".into(),
         "log-facility=-".into(),
