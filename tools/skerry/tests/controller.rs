@@ -79,18 +79,15 @@ impl Drop for Controller {
 }
 
 /// The controller's program, beside ours. Cargo builds only this package for its tests, so it is asked, once, for the
-/// other one.
+/// other one, unless `cargo xtask test` has just built the whole workspace.
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let ours = env!("CARGO_BIN_EXE_skerry");
+    let program = PathBuf::from(ours).with_file_name("skerry-controller");
+    if std::env::var_os("SKERRY_WORKSPACE_BUILT").is_some() {
+        return program;
+    }
     let mut build = Command::new(env!("CARGO"));
-    build.args([
-        "build",
-        "--quiet",
-        "--package",
-        "controller",
-        "--bin",
-        "skerry-controller",
-    ]);
+    build.args(["build", "--quiet", "--workspace", "--bins"]);
     if ours.contains("/release/") {
         build.arg("--release");
     }
@@ -98,7 +95,7 @@ static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         build.status().unwrap().success(),
         "skerry-controller does not build"
     );
-    PathBuf::from(ours).with_file_name("skerry-controller")
+    program
 });
 
 fn datastore(url: &str) -> String {

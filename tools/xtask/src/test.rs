@@ -5,12 +5,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::build;
 use crate::e2e;
 use crate::progress::say;
 
 /// Runs everything; gives how many passed and failed. Goes on after a failure, so that one run tells all.
 pub fn run() -> Result<bool> {
     say("== unit and component tests");
+    build::programs()?;
     let (mut passed, mut failed) = cargo_test()?;
     say("== end-to-end tests (the essential ones; `cargo xtask e2e all` runs every one)");
     let outcome = e2e::run_essential()?;
@@ -23,6 +25,7 @@ pub fn run() -> Result<bool> {
 /// Runs cargo's own test runner, shows what it says, and adds up its summary lines.
 fn cargo_test() -> Result<(usize, usize)> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .env("SKERRY_WORKSPACE_BUILT", "1")
         .args([
             "test",
             "--release",

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use testbed::Clock;
 
 use super::Story;
-use super::story::PATIENCE;
 use crate::site::{http_get, manifest};
 
 /// The controller is gone when the device boots: its apps start from the checkpoint.
@@ -197,8 +196,8 @@ pub fn clock_1970(story: &Story) -> Result<()> {
 pub fn second_box(story: &Story) -> Result<()> {
     let mut first = story.installed_box("SK-TWIN-1")?;
     let name = story.enrol(&mut first)?;
-    first.pc.power_off(PATIENCE)?;
-    story.step("the first box is shut down by its power button");
+    first.pc.cut_power();
+    story.step("the first box is unplugged");
     let mut second = crate::site::Machine::build("SK-TWIN-2", &story.dir().join("SK-TWIN-2"))?;
     second.install(story.yard.stick(), &mut |_| ())?;
     story.step("the second box is installed from the same stick");
