@@ -609,7 +609,7 @@ async fn a_native_container_runs_is_restarted_stopped_and_taken_away() {
 #[tokio::test]
 async fn an_app_that_cannot_start_says_why_and_others_run() {
     let mut device = Device::new();
-    let good = busybox_image("echo ready\nbusybox sleep 1000\n");
+    let good = busybox_image("trap 'exit 0' TERM\nwhile :; do busybox sleep 0.1; done\n");
     let bad = container_image(
         vec![layer(&[("file", 0o644, b"x")])],
         json!({"Cmd": ["/no/such/program"]}),
@@ -652,6 +652,8 @@ async fn an_app_that_cannot_start_says_why_and_others_run() {
             .retry_at
             .is_some()
     );
+    device.want(|desired| *desired = Desired::default());
+    device.see("gone", |seen| seen.apps.is_empty()).await;
 }
 
 async fn wait_output(device: &Device, unit: &str, text: &str) -> String {
