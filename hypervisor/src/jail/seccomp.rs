@@ -52,6 +52,8 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_tgkill,
     // Reading CPU sets and its own name: the standard library when it reports a panic.
     libc::SYS_getcwd,
+    // Seeds of hash tables, the first time that a thread makes one.
+    libc::SYS_getrandom,
 ];
 
 const MAIN: &[libc::c_long] = &[
@@ -66,7 +68,6 @@ const MAIN: &[libc::c_long] = &[
     libc::SYS_ioctl,
     libc::SYS_fcntl,
     libc::SYS_poll,
-    libc::SYS_getrandom,
     // At the end of the machine: bringing disks in order, leaving last words.
     libc::SYS_preadv,
     libc::SYS_pwritev,
@@ -78,6 +79,7 @@ const MAIN: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_fstat,
+    libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_openat,
     libc::SYS_rename,
@@ -96,6 +98,7 @@ const DISKS: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_fstat,
+    libc::SYS_newfstatat,
     libc::SYS_statx,
     // KVM_SIGNAL_MSI.
     libc::SYS_ioctl,
@@ -111,7 +114,6 @@ const VCPU: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_shutdown,
     libc::SYS_fcntl,
-    libc::SYS_getrandom,
 ];
 
 /// Confines the calling thread, for good.

@@ -5,7 +5,7 @@
 //! disks at most.
 
 mod image;
-mod request;
+pub mod request;
 
 use std::sync::Arc;
 

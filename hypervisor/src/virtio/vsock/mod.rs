@@ -3,11 +3,11 @@
 //! A host program connects to the unix socket and writes `CONNECT <port>\n`; it is answered `OK <host port>\n` and is
 //! then connected to the guest's port. A connection of the guest to host port P arrives at `<socket>_P`.
 //!
-//! [`connection`] is one connection's state; this file sorts packets to connections and lets those that have something
+//! `connection` is one connection's state; this file sorts packets to connections and lets those that have something
 //! to say speak in turn.
 
 mod connection;
-mod packet;
+pub mod packet;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
