@@ -94,7 +94,7 @@ pub fn write(path: &Path, payload: &[u8]) -> Result<(), Error> {
         .map_err(Error::io("sync directory", dir))
 }
 
-/// Reads what [`write`] left at `path`, or the generation before it if that one is damaged.
+/// Reads what [`write()`] left at `path`, or the generation before it if that one is damaged.
 ///
 /// # Errors
 /// When the file system refuses, or when no whole generation is there although one was written.
@@ -113,10 +113,10 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// [`write`] on a thread that may block.
+/// [`write()`] on a thread that may block.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub async fn store(path: PathBuf, payload: Vec<u8>) -> Result<(), Error> {
     let name = path.clone();
     tokio::task::spawn_blocking(move || write(&path, &payload))

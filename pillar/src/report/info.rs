@@ -3,7 +3,7 @@
 //! | here | EVE |
 //! |---|---|
 //! | device, its uplinks, troubles, attestation | `ZInfoDevice` |
-//! | app | `ZInfoApp`; [`AppPhase`] to `ZSwState` by [`app_state`] |
+//! | app | `ZInfoApp`; [`AppPhase`] to `ZSwState` by `app_state` |
 //! | content tree, volume, network instance | `ZInfoContentTree`, `ZInfoVolume`, `ZInfoNetworkInstance` |
 //! | [`Fault`]: an object of the config that cannot be | the object's message with state `ERROR` and the reason |
 //!

@@ -50,9 +50,13 @@ pub fn run() -> Result<()> {
                 "--release",
                 "--workspace",
                 "--no-deps",
+                "--document-private-items",
                 "--locked",
             ])
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            .env(
+                "RUSTDOCFLAGS",
+                "-D warnings -A rustdoc::private-intra-doc-links",
+            ),
     );
     let deny = tool(CARGO_DENY)?;
     check(
