@@ -27,7 +27,7 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
         let kernel = start.elapsed();
         pc.wait_for("skerry: enrolled as ")?;
         let enrolled = start.elapsed();
-        pc.wait_for("skerry: config applied")?;
+        pc.wait_for("skerry: attested")?;
         seconds.push((enrolled.as_secs_f64(), (enrolled - kernel).as_secs_f64()));
         pc.pc.cut_power();
     }

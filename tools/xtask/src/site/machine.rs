@@ -83,7 +83,7 @@ impl Machine {
         Ok(self.pc.serial().expect_or(text, DISASTERS, PATIENCE)?)
     }
 
-    /// Powers on and waits until the agent says that it is enrolled, attested and configured; gives the device's id.
+    /// Powers on and waits until the agent says that it is enrolled and attested; gives the device's id.
     pub fn boot(&mut self, tell: &mut dyn FnMut(&str)) -> Result<String> {
         self.pc.serial().skip();
         self.pc.power_on()?;
@@ -95,7 +95,6 @@ impl Machine {
             .with_context(|| format!("no device id in {line:?}"))?
             .to_owned();
         tell(&self.wait_for("skerry: attested")?);
-        tell(&self.wait_for("skerry: config applied")?);
         Ok(id)
     }
 }
