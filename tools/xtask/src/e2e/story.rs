@@ -10,7 +10,7 @@ use super::yard::Yard;
 use crate::site::{Machine, http_get};
 
 /// Long enough for the slowest thing on a busy build machine.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// One run of one test.
 pub struct Story<'a> {
