@@ -37,7 +37,7 @@ use crate::domain::observed::{AppPhase, Observed};
 use crate::paths::Paths;
 use crate::status::Status;
 use crate::supervise::{self, Pace};
-use crate::{attest, bless, config, enrol, link, logs, notify, report, tls, uplink};
+use crate::{attest, bless, config, enrol, link, logs, notify, power, report, tls, uplink};
 
 /// The firmware says that there is a TPM; its device file comes once the driver is bound.
 const TPM_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
@@ -85,6 +85,16 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     tasks.spawn(tell_apps(observed.clone(), status.clone()));
     tasks.spawn(watchdog());
+    if options.owns_machine {
+        let told = status.clone();
+        supervise::spawn(
+            &mut tasks,
+            status.clone(),
+            Pace::default(),
+            "power button",
+            move || power::run(power::Sources::default(), told.clone()),
+        );
+    }
 
     let bundle = read_bundle(&paths, &status).await;
     let clock = Clock::start(

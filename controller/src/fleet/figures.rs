@@ -68,11 +68,13 @@ pub fn read(message: &ZMetricMsg) -> Figures {
                 Some(MetricItemValue::Uint64Value(value)) => value,
                 _ => continue,
             };
-            if item.key == "skerry.pillar.pssBytes" {
-                for process in processes
-                    .iter_mut()
-                    .filter(|process| process.name == "pillar")
-                {
+            if let Some(pid) = item
+                .key
+                .strip_prefix("skerry.process.")
+                .and_then(|rest| rest.strip_suffix(".pssBytes"))
+                .and_then(|pid| pid.parse::<u32>().ok())
+            {
+                for process in processes.iter_mut().filter(|process| process.pid == pid) {
                     process.pss_kib = Some(value / 1024);
                 }
             } else if let Some((id, what)) = item
@@ -162,8 +164,16 @@ mod tests {
                         MetricItemValue::Uint64Value(3 << 20),
                     ),
                     item(
-                        "skerry.pillar.pssBytes".into(),
+                        "skerry.process.9.pssBytes".into(),
                         MetricItemValue::Uint64Value(8 << 20),
+                    ),
+                    item(
+                        "skerry.process.10.pssBytes".into(),
+                        MetricItemValue::Uint64Value(2 << 20),
+                    ),
+                    item(
+                        "skerry.process.x.pssBytes".into(),
+                        MetricItemValue::Uint64Value(5 << 20),
                     ),
                     item(
                         "skerry.app.nonsense.restarts".into(),
@@ -192,6 +202,9 @@ mod tests {
             .iter()
             .map(|process| (process.name.as_str(), process.pss_kib))
             .collect();
-        assert_eq!(names, [("skerry-vmm", None), ("pillar", Some(8 * 1024))]);
+        assert_eq!(
+            names,
+            [("skerry-vmm", Some(2 * 1024)), ("pillar", Some(8 * 1024))]
+        );
     }
 }

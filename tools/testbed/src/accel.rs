@@ -2,7 +2,14 @@
 //!
 //! Nested KVM on AMD or Intel hardware is the fast way. A `/dev/kvm` that is a software implementation (module `kvm_pvm`)
 //! cannot run UEFI firmware or stock kernels, so there, and on machines without KVM, QEMU's TCG emulates an AMD processor
-//! with SVM. That is real enough for Debian's unmodified `kvm-amd`.
+//! with SVM. That is real enough for Debian's unmodified `kvm-amd`, within two limits of QEMU 7.2 (Debian 12):
+//!
+//! - One processor. When any emulated processor restores its FPU state (`cpu_set_fpus`), QEMU clears a bit in `hflags2` of
+//!   the *first* processor without a lock (`cpu_clear_ignne`, target/i386/tcg/sysemu/fpu_helper.c). If that one leaves a
+//!   nested guest at this moment, its nested-paging flag comes back, the first instruction after the exit leaves once more,
+//!   and the host's registers are saved as the guest's. The nested guest is lost: about one boot in five hung for good.
+//! - No AVX. QEMU lets a nested guest write XCR0 without the exit that KVM asks for, so that the two disagree about the size
+//!   of the extended state; without AVX it never differs.
 
 use std::fmt;
 use std::fs;
@@ -39,13 +46,21 @@ impl Accelerator {
         }
     }
 
+    /// How many processors a usual machine has on this accelerator; see the head of this file.
+    pub fn processors(self) -> u8 {
+        match self {
+            Accelerator::Tcg => 1,
+            Accelerator::NestedKvm => 2,
+        }
+    }
+
     pub(crate) fn arguments(self) -> [&'static str; 4] {
         match self {
             Accelerator::Tcg => [
                 "-accel",
                 "tcg,thread=multi,tb-size=512",
                 "-cpu",
-                "EPYC,+svm,+npt",
+                "EPYC,+svm,+npt,-avx,-avx2,-fma,-f16c",
             ],
             Accelerator::NestedKvm => ["-accel", "kvm", "-cpu", "host"],
         }

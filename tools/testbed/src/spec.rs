@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::accel::Accelerator;
+
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -39,14 +41,14 @@ pub struct Forward {
 }
 
 impl Spec {
-    /// A usual rugged PC: two processors, 2 GiB, one 16 GiB NVMe disk, one network card, a TPM, the right time.
+    /// A usual rugged PC: as many processors as its accelerator runs reliably, 2 GiB, one 16 GiB NVMe disk, one network card, a TPM, the right time.
     pub fn new(serial: &str) -> Spec {
         Spec {
             serial: serial.to_owned(),
             manufacturer: "Skerry Testbed".to_owned(),
             product: "Rugged PC".to_owned(),
             memory_mib: 2048,
-            cpus: 2,
+            cpus: Accelerator::detect().processors(),
             drives: vec![Drive {
                 bus: Bus::Nvme,
                 gib: 16,

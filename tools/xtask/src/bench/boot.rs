@@ -29,7 +29,7 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
         let enrolled = start.elapsed();
         pc.wait_for("skerry: attested")?;
         seconds.push((enrolled.as_secs_f64(), (enrolled - kernel).as_secs_f64()));
-        pc.pc.cut_power();
+        pc.press_power()?;
     }
     let stock = stock_debian(&story, &built)?;
     let (first, later) = (seconds[0], seconds[1]);

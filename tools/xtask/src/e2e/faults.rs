@@ -196,8 +196,8 @@ pub fn clock_1970(story: &Story) -> Result<()> {
 pub fn second_box(story: &Story) -> Result<()> {
     let mut first = story.installed_box("SK-TWIN-1")?;
     let name = story.enrol(&mut first)?;
-    first.pc.cut_power();
-    story.step("the first box is unplugged");
+    first.press_power()?;
+    story.step("the first box powers itself off at a press of its button");
     let mut second = crate::site::Machine::build("SK-TWIN-2", &story.dir().join("SK-TWIN-2"))?;
     second.install(story.yard.stick(), &mut |_| ())?;
     story.step("the second box is installed from the same stick");

@@ -78,6 +78,11 @@ impl Machine {
         Ok(start.elapsed())
     }
 
+    /// Presses the power button and waits until the box has gone down by itself.
+    pub fn press_power(&mut self) -> Result<()> {
+        Ok(self.pc.power_off(PATIENCE)?)
+    }
+
     /// Waits for a line of the serial console.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
         Ok(self.pc.serial().expect_or(text, DISASTERS, PATIENCE)?)
