@@ -61,6 +61,9 @@ pub enum Command {
     Console(Console),
     /// Wait until an object is in a given state.
     Wait(Wait),
+    /// The same commands for apps alone: apply, list, delete, logs, console.
+    #[command(subcommand)]
+    App(AppCommand),
     /// Make installer images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -98,6 +101,27 @@ pub struct Login {
     /// Read the password from standard input.
     #[arg(long)]
     pub password_stdin: bool,
+}
+
+/// Apps by their own name, for who thinks of what to do with an app and not of kinds of objects.
+#[derive(Debug, Subcommand)]
+pub enum AppCommand {
+    /// Create or replace apps, and what they need, from files.
+    Apply(Apply),
+    /// Show apps in a table.
+    #[command(after_help = "Examples:\n  skerry app list")]
+    List,
+    /// Delete apps.
+    #[command(after_help = "Examples:\n  skerry app delete web debian")]
+    Delete {
+        /// Their names.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Show what an app says.
+    Logs(Logs),
+    /// Take up the console of an app.
+    Console(Console),
 }
 
 #[derive(Debug, Subcommand)]

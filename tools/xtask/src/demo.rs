@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::prereq;
 use crate::progress::{Step, say};
@@ -55,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
         say("Everything keeps running. To tear it down: cargo xtask demo --stop");
         return Ok(());
     }
-    say("Press Enter to tear everything down.");
+    say("Press Enter to tear everything down (or, from elsewhere: cargo xtask demo --stop).");
     std::io::stdin()
         .lock()
         .read_line(&mut String::new())
@@ -127,8 +126,9 @@ fn deploy(site: &Site, pc: &mut Machine, device: &str, times: &mut Times) -> Res
         } else {
             "deploy the Debian VM"
         };
-        let step = Step::begin(format!("{title} (skerry apply -f {})", file.display()));
-        site.operator.apply(&text)?;
+        let step = Step::begin(format!("{title} (skerry app apply -f {})", file.display()));
+        site.operator
+            .run(&["app", "apply", "-f", &file.to_string_lossy()])?;
         let address = pc.app_address(port)?;
         let page = until(&step, || http_get(&address))?;
         times.push((title, step.done()));
@@ -145,17 +145,28 @@ fn report(site: &Site, pc: &mut Machine, device: &str, times: &Times) -> Result<
         say(&format!("\n$ skerry {}", arguments.join(" ")));
         say(site.operator.run(arguments)?.trim_end());
     }
+    say("\n$ skerry console debian    (for a moment; Enter was typed)");
+    say(site
+        .operator
+        .console("debian", "login:", Duration::from_secs(60))?
+        .trim());
     say("\nHow long it took:");
     for (name, took) in times {
         say(&format!("  {name:<44} {:>7.1} s", took.as_secs_f64()));
     }
-    let object = site.operator.get("device", device)?;
-    let memory = &object["status"]["memory"];
-    let mib = |value: &Value| value.as_f64().unwrap_or_default() / 1024.0;
+    let step = Step::begin("the box reports its memory");
+    let (used, total) = until(&step, || {
+        let memory = &site.operator.get("device", device)?["status"]["memory"];
+        let mib = |name: &str| -> Result<f64> {
+            let kib = memory[name].as_f64();
+            Ok(kib.with_context(|| format!("no {name} reported yet"))? / 1024.0)
+        };
+        let total = mib("totalKiB")?;
+        Ok((total - mib("availableKiB")?, total))
+    })?;
+    step.done();
     say(&format!(
-        "Memory of the box: {:.0} of {:.0} MiB in use, apps included",
-        mib(&memory["totalKiB"]) - mib(&memory["availableKiB"]),
-        mib(&memory["totalKiB"])
+        "Memory of the box: {used:.0} of {total:.0} MiB in use, apps included"
     ));
     for (port, name) in [(8080, "web"), (8081, "debian")] {
         say(&format!("{name:<8} http://{}/", pc.app_address(port)?));

@@ -9,16 +9,20 @@ use crate::progress::say;
 /// Debian packages, each with what it is for.
 const PACKAGES: &[(&str, &str)] = &[
     ("bc", "guest kernel build"),
-    ("binutils", "unified kernel images"),
+    ("binutils", "stripping, shared libraries of a program"),
     ("bison", "guest kernel build"),
-    ("busybox-static", "the demo's container image"),
+    ("busybox-static", "component tests of containers"),
     ("crun", "component tests of containers"),
+    ("cpio", "a second opinion on our initramfs archives"),
     ("cryptsetup-bin", "dm-verity"),
+    ("curl", "a second client of the operator API"),
     ("dnsmasq-base", "component tests of networks"),
     ("docker-registry", "a real OCI registry"),
+    ("dosfstools", "a second opinion on our FAT volumes"),
     ("e2fsprogs", "the demo's virtual machine disk"),
     ("erofs-utils", "container root file systems"),
     ("flex", "guest kernel build"),
+    ("gdisk", "a second opinion on our partition tables"),
     ("gcc", "linking, crates that hold C"),
     ("iproute2", "tests in network namespaces"),
     ("kmod", "choosing kernel modules"),
@@ -28,7 +32,6 @@ const PACKAGES: &[(&str, &str)] = &[
         "libssl-dev",
         "guest kernel build (its scripts only; nothing of ours links it)",
     ),
-    ("linux-source-6.12", "guest kernel build"),
     ("make", "guest kernel build"),
     ("mmdebstrap", "root file systems from Debian packages"),
     ("nftables", "component tests of networks"),
@@ -38,7 +41,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("squashfs-tools", "the host's root file system"),
     ("swtpm", "the emulated PC's TPM"),
     ("swtpm-tools", "making the emulated PC's TPM"),
-    ("systemd-boot-efi", "boot loader and UKI stub"),
     ("xz-utils", "guest kernel source"),
     ("zstd", "root file system archives"),
 ];
@@ -70,7 +72,6 @@ pub fn install() -> Result<()> {
     let mut arguments = vec!["install", "-qq", "-y", "--no-install-recommends"];
     arguments.extend(missing.iter().map(|(name, _)| *name));
     apt(&arguments)?;
-    // The package starts a registry of its own; ours is started by hand, on a port of ours.
     Ok(())
 }
 

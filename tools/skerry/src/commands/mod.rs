@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+mod app;
 mod apply;
 mod console;
 mod content;
@@ -35,6 +36,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Logs(args) => logs::run(args, context),
         Command::Console(args) => console::run(args, context),
         Command::Wait(args) => wait::run(args, context),
+        Command::App(command) => app::run(command, context),
         Command::Image(ImageCommand::Build(args)) => image::build(args, context),
         Command::Content(ContentCommand::Push(args)) => content::push(args),
         Command::Version => version::run(),

@@ -1,12 +1,11 @@
 //! What a device must survive.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use testbed::Clock;
+use jiff::Timestamp;
+use testbed::{Clock, Spec};
 
 use super::Story;
-use crate::site::{http_get, manifest};
+use crate::site::{Machine, http_get, manifest};
 
 /// The controller is gone when the device boots: its apps start from the checkpoint.
 pub fn offline_boot(story: &Story) -> Result<()> {
@@ -16,11 +15,13 @@ pub fn offline_boot(story: &Story) -> Result<()> {
     for text in [
         manifest::container("offline-micro", &device, yard.container(), "microvm", 8080),
         manifest::container("offline-native", &device, yard.container(), "native", 8081),
+        manifest::machine("offline-debian", &device, yard.raw_machine()?, "raw", 8082),
     ] {
         yard.site().operator.apply(&text)?;
     }
     story.answers(&mut pc, "offline-micro", 8080, "hello from offline-micro")?;
     story.answers(&mut pc, "offline-native", 8081, "hello from offline-native")?;
+    story.answers(&mut pc, "offline-debian", 8082, "Debian")?;
 
     yard.site_mut().controller.stop()?;
     yard.site_mut().registry.stop()?;
@@ -28,11 +29,15 @@ pub fn offline_boot(story: &Story) -> Result<()> {
     story.step("controller and registry are gone, the power was cut; power on");
     pc.pc.serial().skip();
     pc.pc.power_on()?;
-    for (app, port) in [("offline-micro", 8080), ("offline-native", 8081)] {
+    for (app, port, wanted) in [
+        ("offline-micro", 8080, "hello from offline-micro"),
+        ("offline-native", 8081, "hello from offline-native"),
+        ("offline-debian", 8082, "Debian"),
+    ] {
         let address = pc.app_address(port)?;
         story.until(&format!("{app} answers without a controller"), || {
             let page = http_get(&address)?;
-            ensure!(page.contains(&format!("hello from {app}")), "{page:?}");
+            ensure!(page.contains(wanted), "{page:?}");
             Ok(())
         })?;
         story.step(format!("{app} runs without a controller"));
@@ -47,7 +52,7 @@ pub fn offline_boot(story: &Story) -> Result<()> {
         Ok(())
     })?;
     story.step("the device is online again");
-    story.delete_apps(&["offline-micro", "offline-native"])
+    story.delete_apps(&["offline-micro", "offline-native", "offline-debian"])
 }
 
 /// A digest that the registry does not have, and a registry that is down: clear errors, retries, others untouched.
@@ -103,6 +108,12 @@ pub fn bad_content(story: &Story) -> Result<()> {
     yard.site_mut().registry.resume()?;
     story.step("the registry is back");
     story.answers(&mut pc, "late", 8082, "Debian")?;
+    let good = story.app("good")?;
+    ensure!(
+        good["status"]["restarts"] == 0,
+        "the app that had nothing to do with it was started again: {}",
+        good["status"]
+    );
     story.delete_apps(&["good", "wrong", "late"])
 }
 
@@ -119,6 +130,9 @@ pub fn crash(story: &Story) -> Result<()> {
         let text = text.replace("  env:\n", "  env:\n    CRASH_AFTER: \"4\"\n");
         yard.site().operator.apply(&text)?;
     }
+    let machine = manifest::machine("crash-vm", &device, yard.machine(), "qcow2", 8082);
+    let machine = machine.replace("console=ttyS0", "console=ttyS0 init=/nonexistent panic=1");
+    yard.site().operator.apply(&machine)?;
     for app in ["crash-micro", "crash-native"] {
         let restarts = story.until(&format!("{app} was started again twice"), || {
             let status = story.app(app)?["status"].clone();
@@ -137,49 +151,73 @@ pub fn crash(story: &Story) -> Result<()> {
         })?;
     }
     story.answers(&mut pc, "crash-native", 8081, "hello from crash-native")?;
-    story.delete_apps(&["crash-micro", "crash-native"])
+    let restarts = story.until("the VM whose kernel panics was started again", || {
+        let status = story.app("crash-vm")?["status"].clone();
+        let restarts = status["restarts"].as_u64().unwrap_or_default();
+        ensure!(restarts >= 1, "{status}");
+        Ok(restarts)
+    })?;
+    story.step(format!("crash-vm was started again {restarts} times"));
+    story.delete_apps(&["crash-micro", "crash-native", "crash-vm"])
 }
 
-/// The power is cut at several moments of deploying; everything comes back each time.
+/// The power is cut at each stage of enrolling and of deploying; everything comes back each time.
 pub fn power_cut(story: &Story) -> Result<()> {
     let yard = story.yard;
     let mut pc = story.installed_box("SK-CUT")?;
-    let device = story.enrol(&mut pc)?;
-    let mut apps = Vec::new();
-    for (i, milliseconds) in [300, 2500, 6000].into_iter().enumerate() {
-        let (name, port) = (format!("cut-{i}"), 8080 + u16::try_from(i)?);
-        let isolation = if i % 2 == 0 { "microvm" } else { "native" };
-        yard.site().operator.apply(&manifest::container(
-            &name,
-            &device,
-            yard.container(),
-            isolation,
-            port,
-        ))?;
-        apps.push((name, port));
-        std::thread::sleep(Duration::from_millis(milliseconds));
+    for moment in ["skerry: starting", "skerry: uplink"] {
+        pc.pc.serial().skip();
+        pc.pc.power_on()?;
+        pc.wait_for(moment)?;
         pc.pc.cut_power();
         story.step(format!(
-            "the power was cut {milliseconds} ms after the config changed"
+            "the power was cut at {moment:?} of the first boots"
         ));
-        pc.boot(&mut |line| story.step(format!("box: {line}")))?;
-        for (name, port) in &apps {
-            story.answers(&mut pc, name, *port, &format!("hello from {name}"))?;
-        }
     }
-    story.delete_apps(
-        &apps
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect::<Vec<_>>(),
-    )
+    let device = story.enrol(&mut pc)?;
+
+    let apps = [
+        (
+            "cut-machine",
+            manifest::machine("cut-machine", &device, yard.machine(), "qcow2", 8080),
+            "preparing",
+            "Debian",
+        ),
+        (
+            "cut-micro",
+            manifest::container("cut-micro", &device, yard.container(), "microvm", 8081),
+            "starting",
+            "hello from cut-micro",
+        ),
+        (
+            "cut-native",
+            manifest::container("cut-native", &device, yard.container(), "native", 8082),
+            "running",
+            "hello from cut-native",
+        ),
+    ];
+    for (name, text, moment, _) in &apps {
+        pc.pc.serial().skip();
+        yard.site().operator.apply(text)?;
+        pc.wait_for(&format!("skerry: app {name} {moment}"))?;
+        pc.pc.cut_power();
+        story.step(format!("the power was cut when {name} was {moment}"));
+        pc.boot(&mut |line| story.step(format!("box: {line}")))?;
+    }
+    for ((name, _, _, wanted), port) in apps.iter().zip(8080..) {
+        story.answers(&mut pc, name, port, wanted)?;
+    }
+    story.delete_apps(&["cut-machine", "cut-micro", "cut-native"])
 }
 
 /// A box whose clock stands at 1970 gets on.
 pub fn clock_1970(story: &Story) -> Result<()> {
     let yard = story.yard;
-    let mut pc = story.installed_box("SK-1970")?;
-    pc.pc.spec_mut().clock = Clock::At("1970-01-01T00:00:00".to_owned());
+    let mut spec = Spec::new("SK-1970");
+    spec.clock = Clock::At("1970-01-01T00:00:00".to_owned());
+    let mut pc = Machine::with_ports(spec, &story.dir().join("SK-1970"))?;
+    pc.install(yard.stick(), &mut |_| ())?;
+    story.step("installed with the clock at 1970");
     let device = story.enrol(&mut pc)?;
     yard.site().operator.apply(&manifest::container(
         "old-clock",
@@ -189,6 +227,20 @@ pub fn clock_1970(story: &Story) -> Result<()> {
         8080,
     ))?;
     story.answers(&mut pc, "old-clock", 8080, "hello from old-clock")?;
+    let line = story.until("the app's log is shown", || {
+        let log = yard.site().operator.run(&["logs", "old-clock"])?;
+        let line = log.lines().last().context("the log is empty")?;
+        Ok(line.to_owned())
+    })?;
+    let told: Timestamp = line
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .with_context(|| format!("no time in the log line {line:?}"))?;
+    let off = Timestamp::now().duration_since(told).as_secs().abs();
+    ensure!(off < 3600, "the box has the time {told}, {off} s off");
+    story.step(format!("the box has the right time: {told}"));
     story.delete_apps(&["old-clock"])
 }
 
@@ -198,7 +250,7 @@ pub fn second_box(story: &Story) -> Result<()> {
     let name = story.enrol(&mut first)?;
     first.press_power()?;
     story.step("the first box powers itself off at a press of its button");
-    let mut second = crate::site::Machine::build("SK-TWIN-2", &story.dir().join("SK-TWIN-2"))?;
+    let mut second = Machine::build("SK-TWIN-2", &story.dir().join("SK-TWIN-2"))?;
     second.install(story.yard.stick(), &mut |_| ())?;
     story.step("the second box is installed from the same stick");
     let other = story.enrol(&mut second)?;

@@ -1,11 +1,10 @@
 //! The main job: from a USB stick to a running VM and a running container.
 
-use std::io::{Read, Write};
-use std::process::Stdio;
-
 use anyhow::{Context, Result, ensure};
 
 use super::Story;
+use super::disk::{Disk, shows_something};
+use super::story::PATIENCE;
 use crate::site::{Machine, http_get, manifest};
 
 pub fn run(story: &Story) -> Result<()> {
@@ -19,6 +18,15 @@ pub fn run(story: &Story) -> Result<()> {
     yard.keep_disk(&pc)?;
 
     let device = story.enrol(&mut pc)?;
+    story.until("the boot is marked as good", || {
+        let entries = Disk::open(&pc.pc.drive(0))?.boot_entries()?;
+        ensure!(
+            !entries.is_empty() && entries.iter().all(|name| !name.contains('+')),
+            "boot entries on the ESP: {entries:?}"
+        );
+        Ok(())
+    })?;
+    story.step("the boot is marked as good: the counter is out of the UKI's name");
     let object = yard.site().operator.get("device", &device)?;
     ensure!(
         object["status"]["hardware"]["serial"] == "SK-MAIN-1",
@@ -50,7 +58,7 @@ pub fn run(story: &Story) -> Result<()> {
             Ok(())
         })?;
     }
-    lists(story)?;
+    lists(story, &device)?;
     logs(story)?;
     console(story)?;
 
@@ -62,15 +70,36 @@ pub fn run(story: &Story) -> Result<()> {
     })?;
     story.step("web is deleted, and its port is closed");
     story.answers(&mut pc, "native", 8081, "hello from native")?;
-    story.delete_apps(&["native", "debian"])
+    story.delete_apps(&["native", "debian"])?;
+    for port in [8081, 8082] {
+        let address = pc.app_address(port)?;
+        story.until(&format!("nothing answers on port {port} any more"), || {
+            ensure!(http_get(&address).is_err(), "an app still answers");
+            Ok(())
+        })?;
+    }
+    story.step("all apps are gone");
+    pc.press_power()?;
+    story.step("the box powers itself off at a press of its button");
+    Ok(())
 }
 
 fn install(story: &Story, pc: &mut Machine) -> Result<()> {
     let mut lines = Vec::new();
-    pc.install(story.yard.stick(), &mut |line| {
+    let picture = story.dir().join("installer.png");
+    pc.install_watched(story.yard.stick(), &mut |pc, line| {
         story.step(format!("installer: {line}"));
+        if line.contains("reading back") {
+            pc.screenshot(&picture)?;
+        }
         lines.push(line.to_owned());
+        Ok(())
     })?;
+    ensure!(
+        shows_something(&picture)?,
+        "the installer shows nothing on the screen: {}",
+        picture.display()
+    );
     ensure!(
         lines.iter().any(|line| line.contains('%')),
         "the installer shows no percent: {lines:?}"
@@ -85,70 +114,78 @@ fn install(story: &Story, pc: &mut Machine) -> Result<()> {
     Ok(())
 }
 
-fn lists(story: &Story) -> Result<()> {
-    for kind in ["devices", "apps"] {
+fn lists(story: &Story, device: &str) -> Result<()> {
+    let tables = [
+        ("devices", vec![vec![device, "Online"]]),
+        (
+            "apps",
+            vec![
+                vec!["debian", device, "vm", "Running", "8082->80/tcp"],
+                vec![
+                    "native",
+                    device,
+                    "container/native",
+                    "Running",
+                    "8081->80/tcp",
+                ],
+                vec![
+                    "web",
+                    device,
+                    "container/microvm",
+                    "Running",
+                    "8080->80/tcp",
+                ],
+            ],
+        ),
+    ];
+    for (kind, rows) in tables {
         let table = story.yard.site().operator.run(&["get", kind])?;
-        ensure!(
-            table.lines().count() > 1,
-            "`skerry get {kind}` shows nothing: {table:?}"
-        );
         for line in table.lines() {
             story.step(line);
+        }
+        for row in rows {
+            let shown = table.lines().any(|line| {
+                row.iter()
+                    .all(|cell| line.split_whitespace().any(|c| c == *cell))
+            });
+            ensure!(
+                shown,
+                "`skerry get {kind}` has no row with {row:?}:\n{table}"
+            );
         }
     }
     Ok(())
 }
 
 fn logs(story: &Story) -> Result<()> {
-    for app in ["web", "native"] {
-        let log = story.until("the container's log is shown", || {
-            let log = story.yard.site().operator.run(&["logs", app])?;
-            ensure!(!log.trim().is_empty(), "the log of {app} is empty");
-            Ok(log)
+    // What each app says by itself: the container's start line, and the VM's boot.
+    for (app, wanted) in [
+        ("web", "hello from web"),
+        ("native", "hello from native"),
+        ("debian", "Linux version"),
+    ] {
+        let line = story.until(&format!("the log of {app} is shown"), || {
+            let log = story
+                .yard
+                .site()
+                .operator
+                .run(&["logs", app, "--tail", "5000"])?;
+            let line = log.lines().find(|line| line.contains(wanted));
+            Ok(line
+                .with_context(|| format!("no {wanted:?} in the log of {app}: {log:?}"))?
+                .to_owned())
         })?;
-        story.step(format!(
-            "log of {app}: {:?}",
-            log.lines().last().unwrap_or_default()
-        ));
+        story.step(format!("log of {app}: {line:?}"));
     }
     Ok(())
 }
 
 fn console(story: &Story) -> Result<()> {
-    let mut console = story
+    story
         .yard
         .site()
         .operator
-        .command(&["console", "debian"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting skerry console")?;
-    let mut typed = console.stdin.take().context("the console takes no input")?;
-    let mut shown = console.stdout.take().context("the console shows nothing")?;
-    let seen = std::thread::spawn(move || {
-        let mut seen = String::new();
-        let mut buffer = [0; 1024];
-        while let Ok(n) = shown.read(&mut buffer)
-            && n > 0
-        {
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-            if seen.contains("login:") {
-                break;
-            }
-        }
-        seen
-    });
-    let found = story.until("the console of debian shows its login", || {
-        typed.write_all(b"\n").context("typing on the console")?;
-        ensure!(seen.is_finished(), "nothing yet");
-        Ok(())
-    });
-    let _ = console.kill();
-    let _ = console.wait();
-    found?;
-    let seen = seen.join().unwrap_or_default();
-    ensure!(seen.contains("login:"), "the console showed {seen:?}");
+        .console("debian", "login:", PATIENCE)?;
     story.step("the console of debian asks for a login");
     Ok(())
 }

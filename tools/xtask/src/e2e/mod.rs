@@ -3,14 +3,16 @@
 //! A test is a function that tells its steps to a [`Story`] and returns an error when the world is not as it should be.
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
+mod disk;
 mod faults;
+mod hardware;
 mod main_job;
 mod story;
 mod yard;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 pub use story::Story;
 pub use yard::Yard;
@@ -42,32 +44,50 @@ const TESTS: &[Test] = &[
     Test {
         name: "bad-content",
         about: "wrong digest, registry down: clear error, retry, others untouched",
-        essential: false,
+        essential: true,
         run: faults::bad_content,
     },
     Test {
         name: "crash",
         about: "apps that end by themselves are started again with back-off, and counted",
-        essential: false,
+        essential: true,
         run: faults::crash,
     },
     Test {
         name: "power-cut-deploy",
-        about: "power cut at several moments of deploying: everything comes back",
-        essential: false,
+        about: "power cut at each stage of enrolling and deploying: everything comes back",
+        essential: true,
         run: faults::power_cut,
     },
     Test {
         name: "clock-1970",
         about: "the device's clock stands at 1970",
-        essential: false,
+        essential: true,
         run: faults::clock_1970,
     },
     Test {
         name: "second-box",
         about: "two boxes from one stick have identities of their own",
-        essential: false,
+        essential: true,
         run: faults::second_box,
+    },
+    Test {
+        name: "spoilt-root",
+        about: "a root file system with turned bits does not start",
+        essential: true,
+        run: hardware::spoilt_root,
+    },
+    Test {
+        name: "cable",
+        about: "the cable is pulled and plugged again: apps go on, the device is back",
+        essential: false,
+        run: hardware::cable,
+    },
+    Test {
+        name: "debug-variant",
+        about: "the debug variant has a shell on the serial line; how apps are confined, seen from inside",
+        essential: false,
+        run: hardware::debug_variant,
     },
 ];
 
@@ -122,9 +142,23 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
     if tests.is_empty() {
         return Ok(outcome);
     }
-    let built = Built::make()?;
-    let parent = story::empty(Path::new("target/e2e"))?;
-    let yard = Yard::open(&built, &parent.join("yard"))?;
+    let set_up = || -> Result<(PathBuf, Yard)> {
+        let built = Built::make()?;
+        let parent = story::empty(Path::new("target/e2e"))?;
+        let yard = Yard::open(&built, &parent.join("yard"))?;
+        Ok((parent, yard))
+    };
+    let (parent, yard) = match set_up() {
+        Ok(made) => made,
+        Err(error) => {
+            let error = error.context("setting up");
+            for test in tests {
+                tell_failure(test, &error);
+                outcome.failed += 1;
+            }
+            return Ok(outcome);
+        }
+    };
     for test in tests {
         println!("==== {}: {}", test.name, test.about);
         let story = Story::begin(test.name, &yard, &parent)?;
@@ -135,16 +169,20 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
                 story.clean_up();
             }
             Err(error) => {
-                println!(
-                    "FAIL {} {}",
-                    test.name,
-                    format!("{error:#}").replace('\n', "\n     ")
-                );
                 println!("     what it left is in {}", story.dir().display());
+                tell_failure(test, &error);
                 outcome.failed += 1;
-                yard.recover()?;
+                yard.recover().context("after a test that failed")?;
             }
         }
     }
     Ok(outcome)
+}
+
+fn tell_failure(test: &Test, error: &anyhow::Error) {
+    println!(
+        "FAIL {} {}",
+        test.name,
+        format!("{error:#}").replace('\n', " | ")
+    );
 }

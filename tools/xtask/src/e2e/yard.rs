@@ -3,7 +3,7 @@
 //! Installing takes the emulated PC half a minute. A disk that was just installed holds nothing of its machine yet, so the
 //! first one that a test installs is kept, and further boxes get a copy of it and a TPM of their own.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{OnceCell, Ref, RefCell, RefMut};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,6 +16,7 @@ pub struct Yard {
     stick: PathBuf,
     container: String,
     machine: String,
+    raw_machine: OnceCell<String>,
 }
 
 impl Yard {
@@ -39,6 +40,7 @@ impl Yard {
             stick,
             container,
             machine,
+            raw_machine: OnceCell::new(),
         })
     }
 
@@ -63,6 +65,24 @@ impl Yard {
     /// The demo's Debian machine, as `repository@digest`.
     pub fn machine(&self) -> &str {
         &self.machine
+    }
+
+    /// The same with a raw disk; it is large, and pushed when it is first asked for.
+    pub fn raw_machine(&self) -> Result<&str> {
+        if self.raw_machine.get().is_none() {
+            let site = self.site();
+            let pushed = site.operator.push_machine(
+                &site.registry,
+                "debian-raw",
+                &site.built.machine,
+                "raw",
+            )?;
+            let _ = self.raw_machine.set(pushed);
+        }
+        self.raw_machine
+            .get()
+            .map(String::as_str)
+            .context("the raw machine was not pushed")
     }
 
     fn pristine(&self) -> PathBuf {

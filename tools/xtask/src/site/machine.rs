@@ -28,7 +28,11 @@ pub struct Machine {
 impl Machine {
     /// Puts a box together; nothing is on its disk yet.
     pub fn build(serial: &str, dir: &Path) -> Result<Machine> {
-        let mut spec = Spec::new(serial);
+        Machine::with_ports(Spec::new(serial), dir)
+    }
+
+    /// The same for a machine of one's own choice, with its apps' ports forwarded.
+    pub fn with_ports(mut spec: Spec, dir: &Path) -> Result<Machine> {
         for machine in APP_PORTS {
             spec.forwards.push(Forward {
                 host: free_port()?,
@@ -38,8 +42,7 @@ impl Machine {
         Machine::of(spec, dir)
     }
 
-    /// The same for a machine of one's own choice.
-    pub fn of(spec: Spec, dir: &Path) -> Result<Machine> {
+    fn of(spec: Spec, dir: &Path) -> Result<Machine> {
         let name = spec.serial.clone();
         Ok(Machine {
             pc: Pc::build(spec, dir).with_context(|| format!("building the PC {name}"))?,
@@ -57,6 +60,18 @@ impl Machine {
 
     /// Installs from a stick, and takes it out when the machine has powered itself off. `tell` gets each line of progress.
     pub fn install(&mut self, stick: &Path, tell: &mut dyn FnMut(&str)) -> Result<Duration> {
+        self.install_watched(stick, &mut |_, line| {
+            tell(line);
+            Ok(())
+        })
+    }
+
+    /// The same for who also wants to look at the machine at each line.
+    pub fn install_watched(
+        &mut self,
+        stick: &Path,
+        tell: &mut dyn FnMut(&mut Pc, &str) -> Result<()>,
+    ) -> Result<Duration> {
         let start = Instant::now();
         // The stick is written to (its report), and the same image serves other boxes.
         let own = self.pc.dir().join("stick.img");
@@ -66,9 +81,10 @@ impl Machine {
         loop {
             let line = self.wait_for("skerry-installer: ")?;
             tell(
+                &mut self.pc,
                 line.split_once("skerry-installer: ")
                     .map_or(line.as_str(), |(_, text)| text),
-            );
+            )?;
             if line.contains("skerry-installer: done") {
                 break;
             }

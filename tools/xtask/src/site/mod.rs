@@ -93,12 +93,17 @@ impl Site {
 
     /// Writes the installer image for this site's boxes.
     pub fn make_stick(&self) -> Result<PathBuf> {
-        let stick = self.dir.join("stick.img");
+        self.make_stick_of(&self.built.parts, "stick.img")
+    }
+
+    /// The same of other parts, under a name of its own.
+    pub fn make_stick_of(&self, parts: &Path, name: &str) -> Result<PathBuf> {
+        let stick = self.dir.join(name);
         self.operator.run(&[
             "image",
             "build",
             "--parts",
-            path(&self.built.parts)?,
+            path(parts)?,
             "-o",
             path(&stick)?,
         ])?;

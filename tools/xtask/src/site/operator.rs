@@ -1,8 +1,9 @@
 //! The operator: a person with the `skerry` command line, logged in.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -105,6 +106,49 @@ impl Operator {
     /// Applies a manifest.
     pub fn apply(&self, manifest: &str) -> Result<String> {
         self.run_with_input(&["apply", "-f", "-"], manifest)
+    }
+
+    /// Opens an app's console and presses Enter until it shows `wanted`; gives all that it showed.
+    pub fn console(&self, app: &str, wanted: &str, patience: Duration) -> Result<String> {
+        let mut console = self
+            .command(&["console", app])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting skerry console")?;
+        let mut typed = console.stdin.take().context("the console takes no input")?;
+        let mut shown = console.stdout.take().context("the console shows nothing")?;
+        let end = wanted.to_owned();
+        let reader = std::thread::spawn(move || {
+            let mut seen = String::new();
+            let mut buffer = [0; 1024];
+            while let Ok(n) = shown.read(&mut buffer)
+                && n > 0
+            {
+                seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+                if seen.contains(&end) {
+                    break;
+                }
+            }
+            seen
+        });
+        let deadline = Instant::now() + patience;
+        while !reader.is_finished() && Instant::now() < deadline {
+            // An error means that the command has ended; what it showed tells why.
+            let _ = typed.write_all(b"\n");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let _ = console.kill();
+        let _ = console.wait();
+        let seen = reader.join().unwrap_or_default().replace('\r', "");
+        if !seen.contains(wanted) {
+            bail!(
+                "the console of {app} did not show {wanted:?} within {} s; it showed {seen:?}",
+                patience.as_secs()
+            );
+        }
+        Ok(seen)
     }
 
     /// Pushes an OCI layout's image to the registry; gives `repository@sha256:...`.
