@@ -8,7 +8,7 @@
 //! ```text
 //! boot -> mount root (vda, EROFS, read-only) + overlay (vdb, ext4) -> network -> start process -> Started
 //!                                                          process ends  -> Exited -> sync -> power off
-//!                       Stop{signal, grace} -> signal -> grace passes -> SIGKILL -> Exited -> sync -> power off
+//!       Stop{signal, grace}, power button -> signal -> grace passes -> SIGKILL -> Exited -> sync -> power off
 //! ```
 //!
 //! After `Exited` or `Failed` the guest shuts its side of the connection and waits until the agent closes its own, at most
@@ -16,6 +16,12 @@
 //!
 //! The root file system is an overlay in both cases; with [`ContainerSpec::readonly_root`] its upper layer is memory that is
 //! sealed before the process starts, and there need be no `vdb`. The process is number 1 in a PID namespace of its own.
+//!
+//! The machine's power button, which the monitor presses when nobody is there to say `Stop`, means the same as that with
+//! the spec's signal and grace. What a container may not see, change or do is said in [`confinement`], once for those in
+//! microVMs and native ones.
+
+pub mod confinement;
 
 use std::net::IpAddr;
 
@@ -58,6 +64,21 @@ pub struct ContainerSpec {
     /// Further block devices (`vdc`, `vdd`, ...), ext4, and where they are mounted.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
+    /// The signal that asks the process to end when the machine's power button is pressed.
+    #[serde(default = "stop_signal")]
+    pub stop_signal: i32,
+    /// Seconds from then until it is killed.
+    #[serde(default = "stop_grace_seconds")]
+    pub stop_grace_seconds: u32,
+}
+
+/// SIGTERM.
+fn stop_signal() -> i32 {
+    15
+}
+
+fn stop_grace_seconds() -> u32 {
+    25
 }
 
 /// One network interface of the guest.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::time::{Duration, Instant};
 
+use guest_api::confinement::{MASKED, READ_ONLY};
 use guest_api::{ContainerSpec, VolumeMount};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -107,30 +108,6 @@ pub fn volume(volume: &VolumeMount) -> Mount {
         options: "",
     }
 }
-
-/// Paths that nobody in a container may read (runc's defaults).
-pub const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-
-/// Paths that nobody in a container may write (runc's defaults).
-pub const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 /// Device nodes of a container: name, major, minor (OCI runtime specification, "Default Devices").
 pub const NODES: [(&str, u64, u64); 6] = [

@@ -129,6 +129,8 @@ pub(crate) mod tests {
                 path: "/data".into(),
                 readonly: false,
             }],
+            stop_signal: 3,
+            stop_grace_seconds: 25,
         }
     }
 

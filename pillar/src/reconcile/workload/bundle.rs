@@ -6,30 +6,13 @@
 use std::path::Path;
 
 use guest_api::ContainerSpec;
+use guest_api::confinement::{CAPABILITIES, MASKED, READ_ONLY};
 use serde_json::{Value, json};
 
 use super::start::Start;
 
 /// Ids that a container has: 0 to 65535.
 pub const IDS: u32 = 65_536;
-
-/// What Docker and containerd give by default.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
 
 /// System calls that no application needs and that reach far into the kernel.
 const FORBIDDEN: &[&str] = &[
@@ -118,6 +101,13 @@ pub fn config(
         mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", mode, "nosuid", "nodev"]}));
     }
     let ids = json!([{"containerID": 0, "hostID": start.number.subordinate_ids(), "size": IDS}]);
+    let capabilities = CAPABILITIES.map(|capability| capability.name);
+    // Only root has them from the start, as with other engines.
+    let from_the_start = if container.uid == 0 {
+        &capabilities[..]
+    } else {
+        &[]
+    };
     json!({
         "ociVersion": "1.0.2",
         "hostname": container.hostname,
@@ -129,10 +119,9 @@ pub fn config(
             "cwd": container.cwd,
             "noNewPrivileges": true,
             "capabilities": {
-                "bounding": CAPABILITIES,
-                // Only root has them from the start, as with other engines.
-                "effective": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
-                "permitted": if container.uid == 0 { &CAPABILITIES[..] } else { &[] },
+                "bounding": capabilities,
+                "effective": from_the_start,
+                "permitted": from_the_start,
             },
         },
         "root": {"path": places.root, "readonly": container.readonly_root},
@@ -153,11 +142,8 @@ pub fn config(
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "syscalls": [{"names": FORBIDDEN, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM}],
             },
-            "maskedPaths": [
-                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/scsi",
-                "/proc/sched_debug", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-            ],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
         },
     })
 }

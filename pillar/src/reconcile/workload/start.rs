@@ -18,6 +18,7 @@ use super::super::ground::Ground;
 use super::super::ledger::{AppNumber, Port, mac};
 use super::super::network::Networks;
 use super::super::volume::Volumes;
+use super::life::{GRACE, KILL_GRACE};
 use crate::domain::desired::{App, Runtime};
 use crate::domain::ids::AppId;
 use crate::domain::observed::Trouble;
@@ -314,6 +315,8 @@ fn container(
         dns,
         // Filled in by who knows the devices' names.
         volumes: Vec::new(),
+        stop_signal: signal_number(&config.stop_signal),
+        stop_grace_seconds: u32::try_from(GRACE.saturating_sub(KILL_GRACE).as_secs()).unwrap_or(0),
     })
 }
 
