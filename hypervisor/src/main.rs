@@ -1,5 +1,7 @@
 //! `skerry-vmm run -f vm.json`: runs the virtual machine that the file describes, and exits when it has ended.
 //!
+//! SIGTERM or SIGINT presses the guest's power button and gives it `shutdownGraceSeconds`; a second one ends it at once.
+//!
 //! Exit status: 0 power-off, 1 the monitor failed, 2 reset, 3 triple fault, 4 killed; 64 wrong usage.
 
 use std::ffi::OsString;

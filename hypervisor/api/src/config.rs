@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// What [`VmConfig::shutdown_grace_seconds`] is unless the description says otherwise.
+pub const SHUTDOWN_GRACE_SECONDS: u16 = 30;
+
 /// One virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -42,10 +45,18 @@ pub struct VmConfig {
     /// File to which the monitor writes a [`crate::report::LastWords`] when the machine has ended.
     #[serde(default)]
     pub last_words: Option<PathBuf>,
+    /// Seconds that the guest has to power off by itself once the monitor was told to end (SIGTERM, SIGINT): its power
+    /// button is pressed, and what has not gone then is ended. 0: ended at once, the guest is not asked.
+    #[serde(default = "shutdown_grace")]
+    pub shutdown_grace_seconds: u16,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn shutdown_grace() -> u16 {
+    SHUTDOWN_GRACE_SECONDS
 }
 
 /// What a machine starts with.

@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "reason")]
 pub enum LastWords {
-    /// The guest powered itself off (ACPI S5).
+    /// The guest powered itself off (ACPI S5), of its own accord or because its power button was pressed.
     PowerOff,
     /// The guest asked for a reset.
     Reset,
     /// The processor gave up: a fault while handling a double fault.
     TripleFault,
-    /// Someone asked the monitor to end the machine ([`crate::control::Request::Kill`], or SIGTERM).
+    /// The monitor ended the machine: by [`crate::control::Request::Kill`], by a second SIGTERM, or because the guest had
+    /// not powered off in time after the first one.
     Killed,
     /// The monitor could not start or go on.
     Failed {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hypervisor_api::config::{Boot, Console as ConsoleConfig, VmConfig};
 use kvm_ioctls::{Kvm, VmFd};
@@ -111,9 +112,6 @@ pub(super) fn build(config: &VmConfig, lifecycle: Arc<Lifecycle>) -> Result<Part
 
     let platform: Arc<dyn Platform> = Arc::new(KvmPlatform::new(vm.clone()));
     let mut devices = Devices::new(memory.clone(), platform.clone())?;
-    let signals =
-        Signals::new(lifecycle.clone()).map_err(BuildError::system("waiting for signals"))?;
-    devices.main(Arc::new(Mutex::new(signals)))?;
     devices.add_all(config)?;
     let uart = match &config.serial {
         Some(serial) => Some(devices.uart(serial, &vm)?),
@@ -122,10 +120,20 @@ pub(super) fn build(config: &VmConfig, lifecycle: Arc<Lifecycle>) -> Result<Part
 
     let pci = Arc::new(devices.pci);
     let ports = Arc::new(Ports::new(platform, pci.clone(), uart));
-    let button = ports.clone();
+    let button = || {
+        let ports = ports.clone();
+        Box::new(move || ports.press_power_button())
+    };
+    let grace = Duration::from_secs(config.shutdown_grace_seconds.into());
+    let signals = Signals::new(lifecycle.clone(), button(), grace)
+        .map_err(BuildError::system("waiting for signals"))?;
+    devices
+        .main_loop
+        .add(Arc::new(Mutex::new(signals)))
+        .map_err(BuildError::system("waiting for signals"))?;
     let handles = Handles {
         lifecycle: lifecycle.clone(),
-        power_button: Box::new(move || button.press_power_button()),
+        power_button: button(),
         disks: devices.disk_counters,
         nets: devices.net_counters,
     };

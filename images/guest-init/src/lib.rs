@@ -7,7 +7,7 @@
 //!  +-------------+------- failure -------+------------------------+--------------------+--> Failed -> power off
 //!
 //!                                        process ends  -> Exited -> sync -> power off
-//!          Stop{signal, grace} -> signal -> grace passes -> SIGKILL -> Exited -> sync -> power off
+//!       Stop{signal, grace}, power button -> signal -> grace passes -> SIGKILL -> Exited -> sync -> power off
 //! ```
 //!
 //! Preparing is a list of steps ([`root`], [`mounts`], [`net`], [`files`]) that runs once, in order, in one thread. From the

@@ -1,11 +1,11 @@
 //! What to do when: the life of the container's process as a pure state machine.
 //!
 //! ```text
-//! Running -- Stop --> Stopping -- grace passes --> (SIGKILL) --> Stopping
-//!    |                   |
-//!    +-- process ends ---+--> Over{Exited} -- told, or nobody listens for LAST_WORD --> power off
+//! Running -- Stop, power button --> Stopping -- grace passes --> (SIGKILL) --> Stopping
+//!    |                                 |
+//!    +----------- process ends --------+--> Over{Exited} -- told, or nobody listens for LAST_WORD --> power off
 //!
-//! could not be started ----> Over{Failed} -----------^
+//! could not be started -----------------> Over{Failed} -----------^
 //! ```
 
 use std::time::{Duration, Instant};
@@ -42,6 +42,9 @@ pub enum Event {
     Ended(i32),
     /// The agent asks.
     Asked(ToGuest),
+    /// The machine's power button is pressed; this is what it stands for. It may be pressed again and again: only the
+    /// first press counts, and none beside what the agent has asked.
+    PowerButton(ToGuest),
     /// The agent has heard everything and closed the connection.
     Heard,
     /// Time passes.
@@ -101,6 +104,10 @@ impl State {
             (
                 Self::Running,
                 Event::Asked(ToGuest::Stop {
+                    signal,
+                    grace_seconds,
+                })
+                | Event::PowerButton(ToGuest::Stop {
                     signal,
                     grace_seconds,
                 }),
@@ -177,6 +184,13 @@ mod tests {
         })
     }
 
+    fn button(signal: i32, grace_seconds: u32) -> Event {
+        Event::PowerButton(ToGuest::Stop {
+            signal,
+            grace_seconds,
+        })
+    }
+
     #[test]
     fn the_table() {
         let t0 = Instant::now();
@@ -220,6 +234,15 @@ mod tests {
                 stopping(u32::MAX.into()),
                 vec![Action::Signal(15)],
             ),
+            (
+                State::Running,
+                button(3, 25),
+                0,
+                stopping(25),
+                vec![Action::Signal(3)],
+            ),
+            (stopping(10), button(3, 5), 1, stopping(10), vec![]),
+            (over(0, 7), button(3, 5), 6, over(0, 7), vec![]),
             (
                 stopping(10),
                 stop(2, 60),

@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::Instant;
 
+use guest_api::ToGuest;
 use guest_init::console::{Console, container_output};
 use guest_init::machine::State;
+use guest_init::run::Container;
 use guest_init::{Error, files, mounts, net, process, root, run, spec};
-use nix::sys::signalfd::SignalFd;
-use nix::unistd::{Pid, sethostname};
+use nix::unistd::sethostname;
 
 fn main() {
     std::panic::set_hook(Box::new(|info| {
@@ -18,25 +19,24 @@ fn main() {
     }));
     let mounted = mounts::own().iter().try_for_each(mounts::apply);
     let mut console = Console::open();
-    let children = run::child_signals();
-    let watched = children
+    let signals = run::signals();
+    let watched = signals
         .as_ref()
         .map(|_| ())
-        .map_err(|e| Error::system("watch", "child processes")(*e));
+        .map_err(|e| Error::system("watch", "child processes and the power button")(*e));
     let started = mounted.and(watched).and_then(|()| start());
-    let (state, child) = match started {
-        Ok(child) => (State::Running, Some(child)),
+    let (state, container) = match started {
+        Ok(container) => (State::Running, Some(container)),
         Err(error) => {
             console.say(&error.to_string());
             (State::failed(error.to_string(), Instant::now()), None)
         }
     };
-    let children: Option<&SignalFd> = children.as_ref().ok();
-    run::run(state, child, children, &mut console)
+    run::run(state, container, signals.as_ref().ok(), &mut console)
 }
 
 /// From the initramfs to the running process.
-fn start() -> Result<Pid, Error> {
+fn start() -> Result<Container, Error> {
     let spec = spec::take()?;
     // Its node is out of sight later.
     let output = container_output()?;
@@ -55,7 +55,13 @@ fn start() -> Result<Pid, Error> {
         }
         root::seal()?;
     }
-    process::start(&spec, output)
+    Ok(Container {
+        process: process::start(&spec, output)?,
+        stop: ToGuest::Stop {
+            signal: spec.stop_signal,
+            grace_seconds: spec.stop_grace_seconds,
+        },
+    })
 }
 
 /// In a machine of one's own there is nobody to take a low port from, nor to ping too much (Docker sets both alike).

@@ -1,9 +1,9 @@
-//! The loop: waits for the process, the agent and the clock, and does what [`crate::machine`] says.
+//! The loop: waits for the process, the agent, the power button and the clock, and does what [`crate::machine`] says.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use guest_api::FromGuest;
+use guest_api::{FromGuest, ToGuest};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -19,27 +19,45 @@ use crate::machine::{Action, Event, State};
 /// Also without news the loop looks around this often.
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
 
-/// Tells of ended children. Made before the first child is, so that none is missed.
-pub fn child_signals() -> nix::Result<SignalFd> {
+/// What the kernel sends to PID 1 when the machine's power button is pressed: `CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL` in
+/// `images/guest/kernel.config`.
+const POWER_BUTTON: Signal = Signal::SIGPWR;
+
+/// A container that was started.
+pub struct Container {
+    /// Its process.
+    pub process: Pid,
+    /// What a press of the power button stands for.
+    pub stop: ToGuest,
+}
+
+/// Tells of ended children and of the power button. Made before the first child is, so that none is missed.
+pub fn signals() -> nix::Result<SignalFd> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
+    mask.add(POWER_BUTTON);
     mask.thread_block()?;
     SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
-/// Sees the container through, from `state` to power-off. `child` is its process, if it was started.
+/// Sees the container through, from `state` to power-off; without one it says so and powers off.
 pub fn run(
     mut state: State,
-    child: Option<Pid>,
-    children: Option<&SignalFd>,
+    container: Option<Container>,
+    signals: Option<&SignalFd>,
     console: &mut Console,
 ) -> ! {
+    let child = container.as_ref().map(|container| container.process);
     let mut control = Control::new(Instant::now());
     loop {
         let now = Instant::now();
         let mut events = Vec::new();
-        if let Some(children) = children {
-            while let Ok(Some(_)) = children.read_signal() {}
+        while let Some(Ok(Some(signal))) = signals.map(SignalFd::read_signal) {
+            if signal.ssi_signo == POWER_BUTTON as u32
+                && let Some(container) = &container
+            {
+                events.push(Event::PowerButton(container.stop.clone()));
+            }
         }
         events.extend(reap(child).map(Event::Ended));
         for news in control.advance(now) {
@@ -65,11 +83,11 @@ pub fn run(
                 }
             }
         }
-        wait(&state, &control, children, now);
+        wait(&state, &control, signals, now);
     }
 }
 
-fn wait(state: &State, control: &Control, children: Option<&SignalFd>, now: Instant) {
+fn wait(state: &State, control: &Control, signals: Option<&SignalFd>, now: Instant) {
     let deadline = [state.deadline(), control.deadline()]
         .into_iter()
         .flatten()
@@ -79,7 +97,7 @@ fn wait(state: &State, control: &Control, children: Option<&SignalFd>, now: Inst
         .min(LOOK_ANYWAY);
     // Rounded up: a millisecond too early would be a turn for nothing.
     let millis = u16::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-    let mut fds: Vec<PollFd> = children
+    let mut fds: Vec<PollFd> = signals
         .iter()
         .map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN))
         .collect();

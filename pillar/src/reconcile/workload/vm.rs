@@ -12,11 +12,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use guest_api::{CONTROL_PORT, SPEC_PATH, VolumeMount};
 use hypervisor_api::config::{Boot, Console, Disk, DiskFormat, Net, VmConfig, Vsock};
 
 use super::cpio::Archive;
+use super::life::GRACE;
 use super::seed;
 use super::start::{Start, StartDisk, StartKind, hostname};
 use crate::paths::Paths;
@@ -25,6 +27,9 @@ use crate::reconcile::units::UnitSpec;
 
 /// Memory that a monitor may use beside its guest's: 64 MiB, for page tables, buffers and its own code.
 const OVERHEAD_MIB: u64 = 64;
+
+/// How long a monitor whose guest had its time may take to bring its disks in order, before systemd kills it.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
 
 /// Where the files of an app that is a virtual machine lie.
 #[derive(Clone, Debug)]
@@ -214,6 +219,7 @@ pub fn describe(start: &Start, paths: &Paths, files: &VmFiles) -> Option<VmConfi
         rng: true,
         control_socket: files.control(),
         last_words: Some(files.last_words()),
+        shutdown_grace_seconds: u16::try_from(GRACE.as_secs()).unwrap_or(u16::MAX),
     })
 }
 
@@ -343,7 +349,6 @@ pub fn unit(name: String, start: &Start, paths: &Paths, app_dir: &Path) -> UnitS
         ("LimitCORE", "0"),
         ("UMask", "0077"),
         ("OOMScoreAdjust", "300"),
-        ("TimeoutStopSec", "10"),
         ("NoNewPrivileges", "yes"),
         // setpriv needs these to drop everything, these included.
         ("CapabilityBoundingSet", "CAP_SETUID CAP_SETGID CAP_SETPCAP"),
@@ -371,6 +376,9 @@ pub fn unit(name: String, start: &Start, paths: &Paths, app_dir: &Path) -> UnitS
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
     let mut property = |name: &str, value: String| properties.push((name.to_owned(), value));
+    // The device goes down: the monitor asks its guest to power off, and ends it when its time is over.
+    let stop = (GRACE + STOP_MARGIN).as_secs();
+    property("TimeoutStopSec", stop.to_string());
     property(
         "TemporaryFileSystem",
         format!("{}:ro", paths.persist.display()),
