@@ -1,16 +1,14 @@
 //! A guest's memory: private anonymous pages, taken from the host as the guest touches them.
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
-use crate::arch::layout;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// The memory of one guest.
 pub type Memory = GuestMemoryMmap<()>;
 
-/// Maps memory of `bytes` size.
-pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
-    Memory::from_ranges(&layout::memory_ranges(bytes)).map_err(|source| MemoryError {
-        mib: bytes >> 20,
+/// Maps memory at the given ranges of guest physical addresses: start, length in bytes.
+pub fn create(ranges: &[(GuestAddress, usize)]) -> Result<Memory, MemoryError> {
+    Memory::from_ranges(ranges).map_err(|source| MemoryError {
+        mib: ranges.iter().map(|(_, length)| length >> 20).sum(),
         source,
     })
 }
@@ -19,7 +17,7 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
 #[derive(Debug, thiserror::Error)]
 #[error("mapping {mib} MiB of guest memory: {source}")]
 pub struct MemoryError {
-    mib: u64,
+    mib: usize,
     source: vm_memory::mmap::FromRangesError,
 }
 

@@ -91,7 +91,7 @@ pub(super) fn build(config: &VmConfig, lifecycle: Arc<Lifecycle>) -> Result<Part
     let kvm = Kvm::new().map_err(BuildError::kvm("opening /dev/kvm"))?;
     let vm = create_vm(&kvm)?;
     let bytes = u64::from(config.memory_mib) << 20;
-    let memory = memory::create(bytes)?;
+    let memory = memory::create(&layout::memory_ranges(bytes))?;
     memory::register(&vm, &memory).map_err(BuildError::kvm("giving the guest its memory"))?;
     arch::create_interrupt_controller(&vm)
         .map_err(BuildError::kvm("creating the interrupt controller"))?;

@@ -182,13 +182,34 @@ mod tests {
     }
 
     #[test]
-    fn any_offset_and_width_is_harmless() {
+    fn any_offset_and_width_changes_only_what_may_change() {
         let mut config = config();
+        config.add_memory_bar(0xc000_0000, 0x1000);
         for offset in 0..300 {
             for width in 0..9 {
                 config.write(offset, &[0xff; 9][..width]);
-                config.read(offset, &mut [0; 9][..width]);
             }
         }
+        for (at, expected) in [
+            (0x00, 0x0002_0001),
+            (0x04, u32::from(COMMAND_MASK)),
+            (0x08, 0x0200_0003),
+            (0x10, 0xffff_f000),
+            (0x14, 0),
+            (0x2c, 0x0004_0001),
+            (0x3c, 0xff),
+            (0x40, 0),
+            (0xfc, 0),
+            // Half of it outside, then all of it.
+            (0xfe, 0xffff_0000),
+            (0x100, u32::MAX),
+        ] {
+            assert_eq!(config.u32_at(at), expected, "{at:#x}");
+        }
+        let window = Window {
+            base: 0xffff_f000,
+            size: 0x1000,
+        };
+        assert_eq!(config.window(), Some(window));
     }
 }

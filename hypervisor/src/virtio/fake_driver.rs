@@ -61,7 +61,7 @@ impl Driver {
             })
             .collect();
         Driver {
-            memory: crate::memory::create(32 << 20).unwrap(),
+            memory: crate::memory::create(&[(GuestAddress(0), 32 << 20)]).unwrap(),
             rings,
             size,
             next_buffer: Mutex::new(0x10_0000),

@@ -227,7 +227,7 @@ fn configuration_space_reaches_the_bar_through_its_window() {
 }
 
 #[test]
-fn any_register_access_is_harmless() {
+fn a_device_that_was_written_all_over_starts_again_after_a_reset() {
     let mut rig = rig();
     rig.start();
     for offset in (0..u64::from(BAR_SIZE)).step_by(3) {
@@ -240,4 +240,17 @@ fn any_register_access_is_harmless() {
         rig.device.config_read(offset, &mut [0; 4]);
         rig.device.config_write(offset, &[0xff; 4]);
     }
+    let mut identity = [0; 4];
+    rig.device.config_read(0, &mut identity);
+    assert_eq!(identity, [0xf4, 0x1a, 0x44, 0x10]);
+
+    rig.write(20, &[0]);
+    assert_eq!(rig.status(), 0);
+    rig.start();
+    assert_eq!(rig.status(), 0xf);
+    rig.platform.take_messages();
+    rig.driver.put(0, &[Part::Read(b"abc"), Part::Write(8)]);
+    rig.device.ready(0, READABLE);
+    assert_eq!(rig.driver.take_used(0).unwrap(), b"cba");
+    assert_eq!(rig.platform.take_messages(), [(0xfee0_1000, 0x31)]);
 }

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn tables_are_found_from_the_rsdp_and_their_sums_are_zero() {
-        let memory = crate::memory::create(16 << 20).unwrap();
+        let memory = crate::memory::create(&layout::memory_ranges(16 << 20)).unwrap();
         let rsdp = write_tables(&memory, 16, true).unwrap();
         let mut bytes = [0; 36];
         memory.read_slice(&mut bytes, rsdp).unwrap();

@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn a_bzimage_is_entered_at_its_64_bit_door_with_its_papers_in_order() {
         let bytes = 32 << 20;
-        let memory = crate::memory::create(bytes).unwrap();
+        let memory = crate::memory::create(&layout::memory_ranges(bytes)).unwrap();
         let (_folder, kernel, initrds) = files(&[b"first", b"second!"]);
         let source = Source {
             kernel: &kernel,
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn an_initrd_that_would_be_overwritten_is_refused() {
         let bytes = 18 << 20;
-        let memory = crate::memory::create(bytes).unwrap();
+        let memory = crate::memory::create(&layout::memory_ranges(bytes)).unwrap();
         let (_folder, kernel, initrds) = files(&[&vec![1; 1 << 20], &[2; 4096]]);
         let source = Source {
             kernel: &kernel,
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_is_named() {
-        let memory = crate::memory::create(16 << 20).unwrap();
+        let memory = crate::memory::create(&layout::memory_ranges(16 << 20)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let kernel = folder.path().join("nonsense");
         std::fs::write(&kernel, vec![0x5a; 4096]).unwrap();

@@ -7,6 +7,7 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod layout;
+mod pci_ports;
 pub mod ports;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};

@@ -14,6 +14,7 @@ use hypervisor_api::report::LastWords;
 
 use super::acpi::SLEEP_TYPE_OFF;
 use super::layout;
+use super::pci_ports::PciPorts;
 use crate::pci::PciBus;
 use crate::platform::Platform;
 use crate::serial::Uart;
@@ -27,7 +28,7 @@ const PULSE_RESET_LINE: u8 = 0xfe;
 
 /// Everything that answers on a port.
 pub struct Ports {
-    pci: Arc<PciBus>,
+    pci: PciPorts,
     uart: Option<Arc<Mutex<Uart>>>,
     pm1: Mutex<Pm1>,
     platform: Arc<dyn Platform>,
@@ -41,7 +42,7 @@ impl Ports {
         uart: Option<Arc<Mutex<Uart>>>,
     ) -> Self {
         Ports {
-            pci,
+            pci: PciPorts::new(pci),
             uart,
             pm1: Mutex::default(),
             platform,
@@ -78,7 +79,7 @@ impl Ports {
                     *byte = registers.get(at).copied().unwrap_or(0xff);
                 }
             }
-            layout::PCI_ADDRESS_PORT..=0xcff => self.pci.port_read(port, data),
+            layout::PCI_ADDRESS_PORT..=0xcff => self.pci.read(port, data),
             _ => data.fill(0xff),
         }
     }
@@ -111,7 +112,7 @@ impl Ports {
                 end
             }
             (layout::PCI_ADDRESS_PORT..=0xcff, _) => {
-                self.pci.port_write(port, data);
+                self.pci.write(port, data);
                 None
             }
             _ => None,
