@@ -67,6 +67,9 @@ pub enum ContentError {
     /// It goes round in circles.
     #[error("the image index {0} leads to another index; that is not supported")]
     Nested(Digest),
+    /// A panic in this agent.
+    #[error("bringing it here met a fault of the agent: {0}")]
+    Fault(tokio::task::JoinError),
 }
 
 /// What is here of a content tree.

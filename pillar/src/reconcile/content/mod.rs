@@ -9,7 +9,10 @@
 //!                              ^                      | failed
 //!                              +------- delay --------+
 //! ```
+//!
+//! A job that panics has failed like any other.
 
+pub mod archive;
 pub mod digest;
 pub mod image;
 pub mod manifest;
@@ -23,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use self::image::{ContentError, Image};
@@ -62,8 +65,6 @@ struct Wanted {
 struct Item {
     wanted: Wanted,
     progress: Arc<Progress>,
-    /// Number of its latest job; answers of earlier ones are not listened to.
-    job: u64,
     stage: Stage,
     failures: u32,
     trouble: Option<Trouble>,
@@ -86,8 +87,7 @@ pub async fn run(
 ) {
     let permits = Arc::new(Semaphore::new(AT_A_TIME));
     let mut items: BTreeMap<ContentId, Item> = BTreeMap::new();
-    let mut jobs: JoinSet<(ContentId, u64, Result<Image, ContentError>)> = JoinSet::new();
-    let mut next_job = 0u64;
+    let mut jobs: JoinSet<Result<Image, ContentError>> = JoinSet::new();
     // What an earlier run of the agent left is looked through once.
     let mut collect_garbage = true;
     loop {
@@ -106,23 +106,19 @@ pub async fn run(
             items.entry(id).or_insert_with(|| Item {
                 wanted,
                 progress: Arc::default(),
-                job: 0,
                 stage: Stage::Waiting(Instant::now()),
                 failures: 0,
                 trouble: None,
             });
         }
-        for (id, item) in &mut items {
+        for item in items.values_mut() {
             let due = matches!(item.stage, Stage::Waiting(at) if at <= Instant::now());
             if due {
-                next_job += 1;
-                item.job = next_job;
-                let (id, number) = (*id, next_job);
                 let (wanted, progress) = (item.wanted.clone(), item.progress.clone());
                 let (store, permits) = (store.clone(), permits.clone());
                 item.stage = Stage::Working(jobs.spawn(async move {
                     let _permit = permits.acquire_owned().await;
-                    (id, number, work(&store, &wanted, &progress).await)
+                    work(&store, &wanted, &progress).await
                 }));
             }
         }
@@ -146,13 +142,7 @@ pub async fn run(
             .min();
         tokio::select! {
             result = desired.changed() => if result.is_err() { return },
-            Some(ended) = jobs.join_next() => {
-                // An aborted job's item is gone already.
-                let Ok((id, number, result)) = ended else { continue };
-                let Some(item) = items.get_mut(&id).filter(|item| item.job == number) else { continue };
-                settle(item, result);
-                collect_garbage = true;
-            }
+            Some(ended) = jobs.join_next_with_id() => collect_garbage |= take(&mut items, ended),
             () = sleep_until(retry) => {}
             () = tokio::time::sleep(TELL_EVERY), if !jobs.is_empty() => {}
         }
@@ -179,6 +169,26 @@ async fn work(store: &Store, wanted: &Wanted, progress: &Progress) -> Result<Ima
             reason: "the config does not describe this data store".into(),
         })?;
     image::bring(store, &wanted.content, datastore, progress).await
+}
+
+/// Takes what a job came to. Gives whether somebody waited for it: the item of an aborted one is gone already.
+fn take(
+    items: &mut BTreeMap<ContentId, Item>,
+    ended: Result<(Id, Result<Image, ContentError>), JoinError>,
+) -> bool {
+    let (job, result) = match ended {
+        Ok((job, result)) => (job, result),
+        Err(error) => (error.id(), Err(ContentError::Fault(error))),
+    };
+    let waits =
+        |item: &&mut Item| matches!(&item.stage, Stage::Working(handle) if handle.id() == job);
+    match items.values_mut().find(waits) {
+        Some(item) => {
+            settle(item, result);
+            true
+        }
+        None => false,
+    }
 }
 
 fn settle(item: &mut Item, result: Result<Image, ContentError>) {
@@ -261,5 +271,50 @@ pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::desired::ContentKind;
+    use crate::domain::ids::DatastoreId;
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_told_and_tried_again_and_one_that_nobody_wants_is_nothing() {
+        let mut jobs: JoinSet<Result<Image, ContentError>> = JoinSet::new();
+        let job = jobs.spawn(async { panic!("a bug") });
+        let id = ContentId(Uuid::from_u128(1));
+        let item = Item {
+            wanted: Wanted {
+                content: Content {
+                    name: "hello".into(),
+                    datastore: DatastoreId(Uuid::nil()),
+                    repository: String::new(),
+                    digest: String::new(),
+                    kind: ContentKind::Container,
+                },
+                datastore: None,
+            },
+            progress: Arc::default(),
+            stage: Stage::Working(job),
+            failures: 0,
+            trouble: None,
+        };
+        let mut items = BTreeMap::from([(id, item)]);
+        let ended = jobs.join_next_with_id().await.unwrap();
+        assert!(take(&mut items, ended));
+        let item = &items[&id];
+        assert!(matches!(item.stage, Stage::Waiting(_)));
+        assert_eq!(item.failures, 1);
+        let trouble = item.trouble.clone().unwrap();
+        assert!(trouble.message.contains("a bug"), "{}", trouble.message);
+        assert!(trouble.retry_at.is_some());
+
+        jobs.spawn(async { panic!("another bug") });
+        let ended = jobs.join_next_with_id().await.unwrap();
+        assert!(!take(&mut items, ended));
     }
 }

@@ -27,9 +27,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{
     Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat,
 };
-use tar::{Archive, Entry, EntryType};
+use tar::EntryType;
 use xattr::FileExt as _;
 
+use super::archive::{Archive, Member};
 use super::manifest::Packing;
 
 /// Longest real path below which something may be made; programs that walk the tree later use plain paths.
@@ -39,7 +40,7 @@ const PATH_LIMIT: usize = 3500;
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// The archive cannot be read.
-    #[error("the layer's archive is damaged: {0}")]
+    #[error("the layer's archive cannot be used: {0}")]
     Archive(io::Error),
     /// An entry cannot be used.
     #[error("the layer's entry {path:?} {reason}")]
@@ -117,8 +118,7 @@ fn unpack_tar(root: &Root, reader: impl Read, limits: &mut Limits) -> Result<(),
     let mut archive = Archive::new(reader);
     // Hashes of the names that this layer made: eight bytes each instead of the names themselves.
     let mut made = Made::default();
-    for entry in archive.entries().map_err(UnpackError::Archive)? {
-        let mut entry = entry.map_err(UnpackError::Archive)?;
+    while let Some(mut entry) = archive.next().map_err(UnpackError::Archive)? {
         limits.take(match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => entry.size(),
             _ => 0,
@@ -276,7 +276,7 @@ impl Root {
 
     fn apply(
         &self,
-        entry: &mut Entry<'_, impl Read>,
+        entry: &mut Member<'_, impl Read>,
         path: &Path,
         made: &mut Made,
     ) -> Result<(), Problem> {
@@ -504,7 +504,7 @@ fn copy(from: &mut impl Read, to: &mut File) -> Result<(), Problem> {
     }
 }
 
-fn link_name<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, Problem> {
+fn link_name<R: Read>(entry: &Member<'_, R>) -> Result<PathBuf, Problem> {
     match entry.link_name_bytes() {
         Some(name) if !name.is_empty() && !name.contains(&0) => {
             Ok(PathBuf::from(OsString::from_vec(name.into_owned())))
@@ -513,7 +513,7 @@ fn link_name<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, Problem> {
     }
 }
 
-fn device<R: Read>(entry: &Entry<'_, R>) -> Result<libc::dev_t, Problem> {
+fn device<R: Read>(entry: &Member<'_, R>) -> Result<libc::dev_t, Problem> {
     let number = |number: io::Result<Option<u32>>| {
         number
             .map_err(Problem::Archive)
@@ -534,7 +534,7 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn of<R: Read>(entry: &Entry<'_, R>) -> Result<Self, Problem> {
+    fn of<R: Read>(entry: &Member<'_, R>) -> Result<Self, Problem> {
         let header = entry.header();
         let id = |id: io::Result<u64>| {
             let id = id.map_err(Problem::Archive)?;
@@ -560,25 +560,23 @@ impl Attributes {
 /// set-user-id bit and the capabilities.
 fn set_attributes<R: Read>(
     fd: &OwnedFd,
-    entry: &mut Entry<'_, R>,
+    entry: &mut Member<'_, R>,
     attributes: &Attributes,
 ) -> Result<(), Problem> {
     fchown(fd, Some(attributes.uid), Some(attributes.gid))?;
     fchmod(fd, attributes.mode)?;
     let file = File::from(fd.try_clone().map_err(Problem::System)?);
-    if let Some(extensions) = entry.pax_extensions().map_err(Problem::Archive)? {
-        for extension in extensions.flatten() {
-            let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else {
-                continue;
-            };
-            // Capabilities and the user's own. Others steer the host: `trusted.overlay.*` would let a layer redirect
-            // overlayfs, `security.ima` and the like belong to the host's policy.
-            if name == b"security.capability"
-                || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
-            {
-                file.set_xattr(OsStr::from_bytes(name), extension.value_bytes())
-                    .map_err(Problem::System)?;
-            }
+    for (key, value) in entry.records().flatten() {
+        let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else {
+            continue;
+        };
+        // Capabilities and the user's own. Others steer the host: `trusted.overlay.*` would let a layer redirect
+        // overlayfs, `security.ima` and the like belong to the host's policy.
+        if name == b"security.capability"
+            || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+        {
+            file.set_xattr(OsStr::from_bytes(name), value)
+                .map_err(Problem::System)?;
         }
     }
     Ok(futimens(fd, &attributes.time, &attributes.time)?)

@@ -395,3 +395,33 @@ fn a_deep_tree_is_removed_without_exhausting_anything() {
     Layer::new().file(".wh.d", "").over(&place.root).unwrap();
     assert_eq!(fs::read_dir(&place.root).unwrap().count(), 0);
 }
+
+#[test]
+fn a_small_blob_that_claims_gigabytes_of_extension_headers_is_refused() {
+    let place = Place::new();
+    for kind in [
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+        EntryType::XHeader,
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(4 << 30);
+        header.set_cksum();
+        // 64 MiB of zeros are 64 KiB of gzip: as a name they would stay in memory until the member comes.
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(header.as_bytes()).unwrap();
+        io::copy(&mut io::repeat(0).take(64 << 20), &mut gzip).unwrap();
+        let layer = gzip.finish().unwrap();
+        assert!(layer.len() < 128 * 1024);
+        let error = unpack(
+            &place.root,
+            layer.as_slice(),
+            Packing::Gzip,
+            &mut Limits::default(),
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("of 4294967296 bytes"), "{error}");
+    }
+}
