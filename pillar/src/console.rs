@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use crate::context::Context;
 use crate::domain::ids::AppId as DomainAppId;
 use crate::link::{self, Socket};
+use crate::peer;
 
 /// Bytes taken from a console at once.
 const CHUNK: usize = 4 * 1024;
@@ -61,7 +62,7 @@ pub async fn serve(ctx: &Context, session: SessionId, app: AppId) -> Result<(), 
     let Some(path) = path else {
         return refuse(socket, "this app has no console now").await;
     };
-    match UnixStream::connect(&path).await {
+    match peer::connect(&path).await {
         Ok(console) => pump(socket, console, path).await,
         Err(source) => {
             let reason = "this app's console does not answer";

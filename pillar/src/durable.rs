@@ -36,9 +36,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The content does not have the digest that its first line names, and neither has the generation before it.
-    #[error(
-        "read {path}: content is damaged and there is no whole older generation; it will be made anew"
-    )]
+    #[error("read {path}: content is damaged and there is no whole older generation")]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -111,6 +109,23 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
             _ => Err(error),
         },
     }
+}
+
+/// Removes a file with its older generation; that there is none is fine.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn remove(path: &Path) -> Result<(), Error> {
+    // The older one first: alone it would be taken for the file.
+    for path in [sibling(path, "old"), path.to_owned()] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// [`write()`] on a thread that may block.
@@ -201,6 +216,9 @@ mod tests {
         assert_eq!(read(&path).unwrap().unwrap(), b"three");
         fs::remove_file(&path).unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"one");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), None);
     }
 
     #[test]

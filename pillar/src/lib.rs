@@ -25,6 +25,7 @@ pub mod link;
 pub mod logs;
 pub mod notify;
 pub mod paths;
+pub mod peer;
 pub mod power;
 pub mod reconcile;
 pub mod report;

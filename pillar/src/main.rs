@@ -82,13 +82,13 @@ async fn serve(options: Options, status: Status) -> anyhow::Result<()> {
     let desired = watch::Sender::new(Arc::new(Desired::default()));
     let (told, observed) = watch::channel(Arc::new(Observed::default()));
     let mut tasks = JoinSet::new();
-    let (wanted, paths) = (desired.clone(), options.paths.clone());
+    let (wanted, paths, board) = (desired.clone(), options.paths.clone(), status.clone());
     supervise::spawn(
         &mut tasks,
         status.clone(),
         Pace::default(),
         "reconcilers",
-        move || reconcilers(wanted.clone(), paths.clone(), told.clone()),
+        move || reconcilers(wanted.clone(), paths.clone(), board.clone(), told.clone()),
     );
     tokio::select! {
         () = agent::run(options, status, desired, observed) => {}
@@ -104,9 +104,10 @@ async fn serve(options: Options, status: Status) -> anyhow::Result<()> {
 async fn reconcilers(
     desired: watch::Sender<Arc<Desired>>,
     paths: Paths,
+    status: Status,
     told: watch::Sender<Arc<Observed>>,
 ) -> anyhow::Result<()> {
-    let mut observed = reconcile::spawn(desired.subscribe(), paths)?;
+    let mut observed = reconcile::spawn(desired.subscribe(), paths, status)?;
     loop {
         told.send_replace(observed.borrow_and_update().clone());
         observed.changed().await.context("the reconcilers ended")?;

@@ -24,6 +24,7 @@ use pillar::domain::observed::{AppPhase, Observed};
 use pillar::paths::Paths;
 use pillar::reconcile::spawn_with;
 use pillar::reconcile::units::{UnitState, Units as _};
+use pillar::status::Status;
 use reconcile_common::*;
 use serde_json::json;
 use tokio::sync::watch;
@@ -82,7 +83,13 @@ impl Device {
         std::fs::create_dir_all(&logs).unwrap();
         let units = Processes::new(logs);
         let (desired, followed) = watch::channel(Arc::new(Desired::default()));
-        let observed = spawn_with(followed, paths.clone(), units.clone()).unwrap();
+        let observed = spawn_with(
+            followed,
+            paths.clone(),
+            units.clone(),
+            Status::to_memory().0,
+        )
+        .unwrap();
         Self {
             dir,
             paths,

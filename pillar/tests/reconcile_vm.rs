@@ -31,6 +31,7 @@ use pillar::paths::Paths;
 use pillar::reconcile::program::ProgramError;
 use pillar::reconcile::spawn_with;
 use pillar::reconcile::units::{UnitSpec, UnitState, Units};
+use pillar::status::Status;
 use reconcile_common::*;
 use serde_json::json;
 use tokio::sync::watch;
@@ -76,10 +77,19 @@ impl Monitors {
         let config = unit.args.last().unwrap();
         let config: VmConfig = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
         let process = Command::new("sleep").arg("1000").spawn().unwrap();
-        let control = UnixListener::bind(&config.control_socket).unwrap();
-        let guest = config.vsock.as_ref().map(|vsock| {
-            let path = format!("{}_{}", vsock.socket.display(), guest_api::CONTROL_PORT);
-            UnixStream::connect(path).expect("the agent listens before the monitor starts")
+        // The agent looks whose sockets they are.
+        let uid = std::fs::metadata(config.control_socket.parent().unwrap())
+            .unwrap()
+            .uid();
+        let control_socket = config.control_socket.clone();
+        let control = as_user(uid, move || UnixListener::bind(control_socket).unwrap());
+        let guest_socket = config
+            .vsock
+            .as_ref()
+            .map(|vsock| format!("{}_{}", vsock.socket.display(), guest_api::CONTROL_PORT));
+        let guest = guest_socket.clone().map(|path| {
+            as_user(uid, move || UnixStream::connect(path))
+                .expect("the agent listens before the monitor starts")
         });
         let name = unit.name.clone();
         {
@@ -107,14 +117,8 @@ impl Monitors {
                 }
             });
         }
-        if let Some(stream) = &guest {
+        if let (Some(stream), Some(path)) = (&guest, guest_socket) {
             let mut stream = stream.try_clone().unwrap();
-            let path = stream
-                .peer_addr()
-                .unwrap()
-                .as_pathname()
-                .unwrap()
-                .to_owned();
             let (name, running, asked) = (name.clone(), self.running.clone(), self.asked.clone());
             std::thread::spawn(move || {
                 loop {
@@ -131,7 +135,8 @@ impl Monitors {
                         return;
                     }
                     // The agent has gone: a guest connects again when it is back.
-                    if let Ok(again) = UnixStream::connect(&path) {
+                    let path = path.clone();
+                    if let Ok(again) = as_user(uid, move || UnixStream::connect(path)) {
                         monitor.guest = Some(again.try_clone().unwrap());
                         stream = again;
                     }
@@ -163,6 +168,17 @@ impl Monitors {
     fn asked(&self) -> String {
         self.asked.lock().unwrap().join("\n")
     }
+}
+
+/// Does something as another user, on a thread of its own: the system call changes only the thread that makes it.
+fn as_user<T: Send + 'static>(uid: u32, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: setresuid takes three numbers; the raw call, unlike the library's, leaves the other threads alone.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(result, 0, "the test runs as root");
+        work()
+    });
+    thread.join().unwrap()
 }
 
 fn say(monitor: &mut Monitor, event: &FromGuest) {
@@ -321,7 +337,13 @@ async fn machines_and_microvms_live_their_lives() {
     wanted.apps.get_mut(&app_id(MACHINE)).unwrap().user_data = Some("#cloud-config\n".into());
     wanted.apps.get_mut(&app_id(CONTAINER)).unwrap().env = vec!["SECRET=s3cret".into()];
     let (desired, followed) = watch::channel(Arc::new(wanted));
-    let mut observed = spawn_with(followed, paths.clone(), units.clone()).unwrap();
+    let mut observed = spawn_with(
+        followed,
+        paths.clone(),
+        units.clone(),
+        Status::to_memory().0,
+    )
+    .unwrap();
 
     // The machine runs when its monitor does; the container when its guest says so.
     let seen = wait_for(&mut observed, "machine runs, container starts", |seen| {
@@ -434,7 +456,13 @@ async fn machines_and_microvms_live_their_lives() {
     drop(desired);
     while observed.changed().await.is_ok() {}
     let (desired, followed) = watch::channel(wanted);
-    let mut observed = spawn_with(followed, paths.clone(), units.clone()).unwrap();
+    let mut observed = spawn_with(
+        followed,
+        paths.clone(),
+        units.clone(),
+        Status::to_memory().0,
+    )
+    .unwrap();
     let seen = wait_for(&mut observed, "found again", |seen| {
         is_running(seen, MACHINE) && is_running(seen, CONTAINER)
     });

@@ -2,7 +2,17 @@
 //!
 //! The numbers become uids, names of taps and bridges and vsock context ids; the addresses are leases without an end.
 //! All of it must be the same after a restart, or a running VM would lose its tap and a user his bookmark. Kept in one
-//! file, written whole at each change.
+//! file, written whole at each change, and in a copy below `/run`, which is there for as long as anything can run that
+//! was given a number.
+//!
+//! What is done when the file is lost (both generations are damaged, their sectors cannot be read, or their content
+//! cannot be understood):
+//!
+//! 1. The copy is taken: whatever runs, was started with what stands there.
+//! 2. Without a copy a new ledger is begun, but only when no app runs any more: what runs is killed first
+//!    ([`super::ground`]), since nobody knows which uids, taps and addresses it holds.
+//!
+//! Either way an operator is told. A disk that merely refuses for now is no loss: it is asked again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -277,30 +287,74 @@ pub fn bridge_mac(network: NetworkId) -> [u8; 6] {
     [0x02, a, b, c, d, e]
 }
 
-/// The ledger's file.
+/// What was found of the ledger at a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is whole.
+    Whole(Ledger),
+    /// It was lost, and the copy was whole.
+    Copy {
+        /// What stands in the copy.
+        ledger: Ledger,
+        /// How it was lost.
+        reason: String,
+    },
+    /// It was lost, and there is no copy.
+    Lost {
+        /// How.
+        reason: String,
+    },
+    /// There never was one.
+    None,
+}
+
+/// The ledger's file and its copy.
 #[derive(Clone, Debug)]
-pub struct LedgerFile(PathBuf);
+pub struct LedgerFile {
+    kept: PathBuf,
+    copy: PathBuf,
+}
 
 impl LedgerFile {
-    /// Where it lies.
+    /// Where they lie.
     #[must_use]
     pub fn at(paths: &Paths) -> Self {
-        Self(paths.pillar().join("ledger.json"))
+        Self {
+            kept: paths.pillar().join("ledger.json"),
+            copy: paths.run.join("ledger.json"),
+        }
     }
 
-    /// Reads it; an empty ledger if there is none.
+    /// Reads what there is.
     ///
     /// # Errors
-    /// When the disk refuses, or the file cannot be understood.
-    pub fn read(&self) -> Result<Ledger, durable::Error> {
-        let Some(bytes) = durable::read(&self.0)? else {
-            return Ok(Ledger::default());
+    /// When the disk refuses for now.
+    pub fn read(&self) -> Result<Found, durable::Error> {
+        let reason = match durable::read(&self.kept) {
+            Ok(None) => None,
+            Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
+                Ok(ledger) => return Ok(Found::Whole(ledger)),
+                // The digest was right: these are an agent's own bytes, perhaps a later one's.
+                Err(error) => Some(format!(
+                    "{} cannot be understood ({error})",
+                    self.kept.display()
+                )),
+            },
+            Err(error) if is_loss(&error) => Some(error.to_string()),
+            Err(error) => return Err(error),
         };
-        // The digest was right, so these are our own bytes, perhaps of a later version. Numbers are given out anew then.
-        Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::error!(%error, "the ledger of numbers and addresses cannot be understood; a new one is begun");
-            Ledger::default()
-        }))
+        let copy = durable::read(&self.copy)
+            .ok()
+            .flatten()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(match (copy, reason) {
+            (Some(ledger), reason) => Found::Copy {
+                ledger,
+                reason: reason.unwrap_or_else(|| format!("{} is gone", self.kept.display())),
+            },
+            (None, Some(reason)) => Found::Lost { reason },
+            (None, None) => Found::None,
+        })
     }
 
     /// Writes it.
@@ -308,8 +362,35 @@ impl LedgerFile {
     /// # Errors
     /// When the disk refuses.
     pub fn write(&self, ledger: &Ledger) -> Result<(), durable::Error> {
-        let bytes = serde_json::to_vec(ledger).unwrap_or_default();
-        durable::write(&self.0, &bytes)
+        self.write_copy(ledger)?;
+        durable::write(&self.kept, &bytes(ledger))
+    }
+
+    /// Writes the copy. One that is out of date is worse than none.
+    ///
+    /// # Errors
+    /// When the copy can neither be written nor removed.
+    pub fn write_copy(&self, ledger: &Ledger) -> Result<(), durable::Error> {
+        match durable::write(&self.copy, &bytes(ledger)) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "the copy of the ledger cannot be written; it is removed");
+                durable::remove(&self.copy)
+            }
+        }
+    }
+}
+
+fn bytes(ledger: &Ledger) -> Vec<u8> {
+    // Maps of ids to numbers go into memory without fail.
+    serde_json::to_vec(ledger).unwrap_or_default()
+}
+
+/// Whether what lay there is gone for good: damaged, or on sectors that the disk cannot read.
+fn is_loss(error: &durable::Error) -> bool {
+    match error {
+        durable::Error::Damaged { .. } => true,
+        durable::Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
     }
 }
 
@@ -459,21 +540,57 @@ mod tests {
         assert_eq!(mac(port(1))[0] & 3, 2);
     }
 
-    #[test]
-    fn the_file_is_read_back() {
+    fn place() -> (tempfile::TempDir, Paths) {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths {
-            persist: dir.path().to_owned(),
+            persist: dir.path().join("persist"),
+            run: dir.path().join("run"),
             ..Paths::default()
         };
-        std::fs::create_dir_all(paths.pillar()).unwrap();
+        (dir, paths)
+    }
+
+    #[test]
+    fn the_file_is_read_back() {
+        let (_dir, paths) = place();
         let file = LedgerFile::at(&paths);
-        assert_eq!(file.read().unwrap(), Ledger::default());
+        assert_eq!(file.read().unwrap(), Found::None);
         let ledger = Ledger::default().update(
             &desired(&[1, 2], Ipv4Addr::new(10, 1, 0, 9)),
             &BTreeSet::new(),
         );
         file.write(&ledger).unwrap();
-        assert_eq!(file.read().unwrap(), ledger);
+        assert_eq!(file.read().unwrap(), Found::Whole(ledger));
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_understood_is_lost_the_same_way() {
+        let (_dir, paths) = place();
+        let file = LedgerFile::at(&paths);
+        let ledger = Ledger::default().update(
+            &desired(&[1, 2], Ipv4Addr::new(10, 1, 0, 9)),
+            &BTreeSet::new(),
+        );
+        let rubbish = |path: &PathBuf| std::fs::write(path, b"rubbish").unwrap();
+        let strange = |path: &PathBuf| durable::write(path, b"{\"apps\": 7}").unwrap();
+        let spoilers: [&dyn Fn(&PathBuf); 2] = [&rubbish, &strange];
+        for spoil in spoilers {
+            file.write(&ledger).unwrap();
+            file.write(&ledger).unwrap();
+            spoil(&file.kept);
+            spoil(&file.kept.with_extension("json.old"));
+            let found = file.read().unwrap();
+            assert!(
+                matches!(&found, Found::Copy { ledger: copy, .. } if *copy == ledger),
+                "{found:?}"
+            );
+            spoil(&file.copy);
+            spoil(&file.copy.with_extension("json.old"));
+            let found = file.read().unwrap();
+            assert!(
+                matches!(&found, Found::Lost { reason } if reason.contains("ledger.json")),
+                "{found:?}"
+            );
+        }
     }
 }

@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use self::content::Contents;
 use self::content::store::Store;
 use self::files::FileError;
-use self::ground::Ground;
+use self::ground::{Base, Ground};
 use self::network::Networks;
 use self::units::{Systemd, Units};
 use self::volume::Volumes;
@@ -40,6 +40,7 @@ use self::workload::app::{Apps, Context};
 use crate::domain::desired::Desired;
 use crate::domain::observed::Observed;
 use crate::paths::Paths;
+use crate::status::Status;
 
 /// Changes that come within this time are told as one.
 const COALESCE: Duration = Duration::from_millis(200);
@@ -54,8 +55,9 @@ const COALESCE: Duration = Duration::from_millis(200);
 pub fn spawn(
     desired: watch::Receiver<Arc<Desired>>,
     paths: Paths,
+    status: Status,
 ) -> Result<watch::Receiver<Arc<Observed>>, FileError> {
-    spawn_with(desired, paths, Arc::new(Systemd))
+    spawn_with(desired, paths, Arc::new(Systemd), status)
 }
 
 /// The same with another place for processes to run; for tests.
@@ -66,17 +68,22 @@ pub fn spawn_with(
     desired: watch::Receiver<Arc<Desired>>,
     paths: Paths,
     units: Arc<dyn Units>,
+    status: Status,
 ) -> Result<watch::Receiver<Arc<Observed>>, FileError> {
     let store = Store::open(&paths)?;
     let (told, observed) = watch::channel(Arc::new(Observed::default()));
-    tokio::spawn(run(desired, paths, units, store, told));
+    let base = Base {
+        paths,
+        units,
+        status,
+    };
+    tokio::spawn(run(desired, base, store, told));
     Ok(observed)
 }
 
 async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
-    paths: Paths,
-    units: Arc<dyn Units>,
+    base: Base,
     store: Store,
     told: watch::Sender<Arc<Observed>>,
 ) {
@@ -95,11 +102,10 @@ async fn run(
     // They end together: the set is dropped with this task.
     let mut tasks = JoinSet::new();
     tasks.spawn(content::run(desired.clone(), store, contents_told));
-    let ground_task = ground::run(desired, paths.clone(), gone.clone(), ground_told);
-    tasks.spawn(ground_task);
     {
-        let (paths, units) = (paths.clone(), units.clone());
+        let (paths, units) = (base.paths.clone(), base.units.clone());
         let (mut ground, contents) = (ground.clone(), contents.clone());
+        let freed = gone.clone();
         let sources = workload::Sources {
             ground: ground.clone(),
             contents: contents.clone(),
@@ -119,10 +125,11 @@ async fn run(
             tokio::join!(
                 network::run(ground.clone(), paths.clone(), units, networks_told),
                 volume::run(ground.clone(), contents, paths, volumes_told),
-                workload::run(sources, context, gone),
+                workload::run(sources, context, freed),
             );
         });
     }
+    tasks.spawn(ground::run(desired, base, gone, ground_told));
     tasks.spawn(tell(contents, volumes, networks, apps, told));
     // None of them ends while the desired state has a source.
     tasks.join_next().await;

@@ -6,10 +6,33 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use super::program::{Program, ProgramError};
+
+/// Begin of the names of the apps' units.
+pub const APP_UNITS: &str = "skerry-app-";
+
+/// Kills all of a unit's processes and waits until they are gone, five seconds at most. Gives what became of it.
+///
+/// # Errors
+/// When it cannot be killed or looked at.
+pub async fn kill(units: &dyn Units, name: &str) -> Result<UnitState, ProgramError> {
+    let state = units.look(name).await?;
+    if !matches!(state, UnitState::Running { .. }) {
+        return Ok(state);
+    }
+    units.signal(name, libc::SIGKILL, true).await?;
+    for _ in 0..50 {
+        match units.look(name).await? {
+            UnitState::Running { .. } => tokio::time::sleep(Duration::from_millis(100)).await,
+            state => return Ok(state),
+        }
+    }
+    units.look(name).await
+}
 
 /// A program that is to run as a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]

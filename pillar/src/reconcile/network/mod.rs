@@ -22,7 +22,7 @@ use super::delay::LOCAL;
 use super::files::{self, FileError};
 use super::ground::Ground;
 use super::program::{Program, ProgramError};
-use super::units::{UnitSpec, UnitState, Units};
+use super::units::{self, UnitSpec, UnitState, Units};
 use crate::domain::ids::NetworkId;
 use crate::domain::observed::{NetworkStatus, Trouble};
 use crate::paths::Paths;
@@ -55,9 +55,9 @@ pub enum NetworkError {
     /// A program.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// Two want the same.
-    #[error("{0}")]
-    Conflict(String),
+    /// Something that all networks need.
+    #[error("what all networks of the device need could not be set up: {0}")]
+    Host(Arc<NetworkError>),
 }
 
 /// Follows the desired state for ever.
@@ -161,23 +161,13 @@ struct Executor {
 impl Executor {
     async fn apply(&mut self, wanted: &Wanted) -> BTreeMap<NetworkId, NetworkError> {
         let mut errors = BTreeMap::new();
-        let fail_all = |errors: &mut BTreeMap<NetworkId, NetworkError>,
-                        error: &dyn std::fmt::Display| {
-            for id in wanted.networks.keys() {
-                errors.insert(*id, NetworkError::Conflict(error.to_string()));
-            }
-        };
         // The rules come first: no packet passes a bridge that has no rules.
         if let Err(error) = self.load_rules(wanted).await {
-            fail_all(&mut errors, &error);
-            return errors;
+            return all_fail(wanted, error);
         }
         let links = match Links::open() {
             Ok(links) => links,
-            Err(error) => {
-                fail_all(&mut errors, &error);
-                return errors;
-            }
+            Err(error) => return all_fail(wanted, error.into()),
         };
         match links.list().await {
             Ok(there) => {
@@ -187,7 +177,7 @@ impl Executor {
                     }
                 }
             }
-            Err(error) => fail_all(&mut errors, &error),
+            Err(error) => return all_fail(wanted, error.into()),
         }
         for (id, network) in &wanted.networks {
             if let Err(error) = self.apply_one(&links, network).await {
@@ -269,8 +259,7 @@ impl Executor {
         if matches!(state, UnitState::Running { .. })
             && before.as_ref().is_some_and(|before| before.0 != config)
         {
-            self.units.signal(&unit, libc::SIGKILL, true).await?;
-            state = wait_for_end(self.units.as_ref(), &unit).await?;
+            state = units::kill(self.units.as_ref(), &unit).await?;
         }
         files::write_whole(
             &dir.join("hosts"),
@@ -309,10 +298,7 @@ impl Executor {
             .collect();
         for unit in self.units.list(UNIT_PREFIX).await? {
             if !keep.contains(&unit) {
-                if matches!(self.units.look(&unit).await?, UnitState::Running { .. }) {
-                    self.units.signal(&unit, libc::SIGKILL, true).await?;
-                    wait_for_end(self.units.as_ref(), &unit).await?;
-                }
+                units::kill(self.units.as_ref(), &unit).await?;
                 self.units.forget(&unit).await?;
             }
         }
@@ -333,15 +319,11 @@ impl Executor {
     }
 }
 
-/// Waits up to five seconds for a unit that was killed.
-async fn wait_for_end(units: &dyn Units, unit: &str) -> Result<UnitState, ProgramError> {
-    for _ in 0..50 {
-        match units.look(unit).await? {
-            UnitState::Running { .. } => tokio::time::sleep(Duration::from_millis(100)).await,
-            state => return Ok(state),
-        }
-    }
-    units.look(unit).await
+/// The host failed, and every network with it.
+fn all_fail(wanted: &Wanted, error: NetworkError) -> BTreeMap<NetworkId, NetworkError> {
+    let error = Arc::new(error);
+    let one = |id: &NetworkId| (*id, NetworkError::Host(error.clone()));
+    wanted.networks.keys().map(one).collect()
 }
 
 fn unit_name(bridge: &str) -> String {
@@ -373,5 +355,47 @@ fn dnsmasq_unit(name: String, config: &Path) -> UnitSpec {
                 "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID",
             ),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::domain::desired::{Desired, NetworkInstance};
+    use crate::reconcile::ledger::Ledger;
+
+    #[test]
+    fn a_failure_of_the_host_is_told_as_such_at_every_network() {
+        let mut desired = Desired::default();
+        for n in 1..=2 {
+            desired.networks.insert(
+                NetworkId(uuid::Uuid::from_u128(n.into())),
+                NetworkInstance {
+                    name: "n".into(),
+                    gateway: [10, n, 0, 1].into(),
+                    prefix: 24,
+                    range: ([10, n, 0, 2].into(), [10, n, 0, 9].into()),
+                    dns: vec![],
+                },
+            );
+        }
+        let wanted = plan::wanted(&Ground {
+            ledger: Ledger::default().update(&desired, &BTreeSet::new()),
+            desired: Arc::new(desired),
+        });
+        let source = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let program = "nft".to_owned();
+        let errors = all_fail(&wanted, ProgramError::Start { program, source }.into());
+        assert_eq!(errors.len(), 2);
+        for error in errors.values() {
+            assert!(matches!(error, NetworkError::Host(_)));
+            let text = error.to_string();
+            assert!(
+                text.contains("all networks") && text.contains("nft"),
+                "{text}"
+            );
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use guest_api::{FromGuest, ToGuest};
-use hypervisor_api::control::{self, Request};
+use hypervisor_api::control::{self, Client, Request};
 use hypervisor_api::report::LastWords;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -32,10 +32,7 @@ use crate::reconcile::content::sleep_until;
 use crate::reconcile::delay::APP;
 use crate::reconcile::files::{self, FileError};
 use crate::reconcile::program::ProgramError;
-use crate::reconcile::units::{UnitState, Units};
-
-/// Begin of the names of the apps' units.
-pub const UNIT_PREFIX: &str = "skerry-app-";
+use crate::reconcile::units::{APP_UNITS, UnitState, Units};
 
 /// All apps, for report.
 pub type Apps = BTreeMap<AppId, AppStatus>;
@@ -153,7 +150,7 @@ impl Actor {
     pub fn new(id: AppId, context: Context) -> Self {
         Self {
             id,
-            unit: format!("{UNIT_PREFIX}{id}.service"),
+            unit: format!("{APP_UNITS}{id}.service"),
             dir: context.paths.app(id),
             context,
             life: Life::Down,
@@ -289,7 +286,8 @@ impl Actor {
         else {
             return;
         };
-        match Guest::listen(&VmFiles::new(&self.dir).guest_control(), record.uid) {
+        let files = VmFiles::new(&self.dir);
+        match Guest::listen(&files.guest_workshop(), &files.guest_control(), record.uid) {
             Ok(guest) => self.guest = Some(guest),
             Err(error) => tracing::warn!(app = %self.id, %error, "its guest cannot report"),
         }
@@ -351,8 +349,12 @@ impl Actor {
                 .map_err(|_| StartError::Interrupted)??;
             if matches!(start.kind, StartKind::Microvm { .. }) {
                 // The guest's first words must find someone who listens.
-                let socket = VmFiles::new(&self.dir).guest_control();
-                self.guest = Some(Guest::listen(&socket, start.number.uid())?);
+                let files = VmFiles::new(&self.dir);
+                self.guest = Some(Guest::listen(
+                    &files.guest_workshop(),
+                    &files.guest_control(),
+                    start.number.uid(),
+                )?);
             }
             vm::unit(self.unit.clone(), start, &self.context.paths, &self.dir)
         };
@@ -552,7 +554,16 @@ impl Actor {
 
     async fn control(&self, request: Request) {
         let socket = VmFiles::new(&self.dir).control();
-        let asked = tokio::task::spawn_blocking(move || control::ask(&socket, &request)).await;
+        let owner = self.record.as_ref().map(|record| record.uid);
+        let ask = move || {
+            let client = Client {
+                socket: &socket,
+                owner,
+                patience: control::PATIENCE,
+            };
+            client.ask(&request)
+        };
+        let asked = tokio::task::spawn_blocking(ask).await;
         if let Ok(Err(error)) = asked {
             tracing::warn!(app = %self.id, %error, "the monitor did not obey");
         }

@@ -2,9 +2,8 @@
 //!
 //! guest-init connects when it boots and again when the connection broke (this agent was restarted). The newest
 //! connection counts. What arrives comes from inside a guest: lines are bounded, and what cannot be read ends the
-//! connection.
+//! connection. Only its own monitor may connect ([`crate::peer`]).
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use guest_api::{FromGuest, ToGuest};
@@ -13,7 +12,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::reconcile::files::{self, FileError, fail};
+use crate::peer;
+use crate::reconcile::files::{FileError, fail};
 
 /// Longest line that a guest may send: 64 KiB.
 const LINE_LIMIT: u64 = 64 * 1024;
@@ -34,18 +34,14 @@ impl Drop for Guest {
 }
 
 impl Guest {
-    /// Listens at `socket`, to which the monitor with `uid` will connect.
-    pub fn listen(socket: &Path, uid: u32) -> Result<Self, FileError> {
-        files::remove(socket)?;
-        let listener = UnixListener::bind(socket).map_err(fail("listening at", socket))?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
-            .map_err(fail("setting the mode of", socket))?;
-        std::os::unix::fs::lchown(socket, Some(uid), Some(uid))
-            .map_err(fail("giving away", socket))?;
+    /// Listens at `socket`, to which the monitor with `uid` will connect. The directory belongs to that monitor; the
+    /// socket is made at `workshop`, in a directory of root's.
+    pub fn listen(workshop: &Path, socket: &Path, uid: u32) -> Result<Self, FileError> {
+        let listener = peer::listen(workshop, socket, uid).map_err(fail("listening at", socket))?;
         let (event, events) = mpsc::channel(8);
         let (request, requested) = watch::channel(None);
         let (connect, connected) = watch::channel(false);
-        let task = tokio::spawn(serve(listener, event, requested, connect));
+        let task = tokio::spawn(serve(listener, uid, event, requested, connect));
         Ok(Self {
             task,
             events,
@@ -73,11 +69,12 @@ impl Guest {
 
 async fn serve(
     listener: UnixListener,
+    uid: u32,
     event: mpsc::Sender<FromGuest>,
     requested: watch::Receiver<Option<ToGuest>>,
     connected: watch::Sender<bool>,
 ) {
-    let Ok((mut stream, _)) = listener.accept().await else {
+    let Some(mut stream) = accept(&listener, uid).await else {
         return;
     };
     loop {
@@ -85,15 +82,30 @@ async fn serve(
         let next = tokio::select! {
             () = talk(stream, &event, requested.clone()) => {
                 connected.send_replace(false);
-                listener.accept().await
+                accept(&listener, uid).await
             }
-            next = listener.accept() => next,
+            next = accept(&listener, uid) => next,
         };
         match next {
-            Ok((next, _)) => stream = next,
+            Some(next) => stream = next,
+            None => return,
+        }
+    }
+}
+
+/// The next connection of the monitor with `uid`; nobody else has anything to say here.
+async fn accept(listener: &UnixListener, uid: u32) -> Option<UnixStream> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match peer::is(&stream, uid) {
+                Ok(()) => return Some(stream),
+                Err(error) => {
+                    tracing::warn!(%error, "a guest's control connection was refused")
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "a guest's control connection could not be taken");
-                return;
+                return None;
             }
         }
     }
@@ -165,7 +177,9 @@ mod tests {
     async fn events_arrive_requests_are_told_again_and_the_newest_connection_counts() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("vsock.sock_1024");
-        let mut guest = Guest::listen(&socket, nix::unistd::getuid().as_raw()).unwrap();
+        let workshop = dir.path().join("guest.sock");
+        let uid = nix::unistd::getuid().as_raw();
+        let mut guest = Guest::listen(&workshop, &socket, uid).unwrap();
         let stop = ToGuest::Stop {
             signal: 15,
             grace_seconds: 5,
@@ -211,6 +225,17 @@ mod tests {
                 message: "no root".into()
             })
         );
+    }
+
+    #[tokio::test]
+    async fn only_its_own_monitor_is_listened_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("vsock.sock_1024");
+        let uid = nix::unistd::getuid().as_raw() + 1;
+        let _guest = Guest::listen(&dir.path().join("guest.sock"), &socket, uid).unwrap();
+        let mut stranger = UnixStream::connect(&socket).await.unwrap();
+        let _ = stranger.write_all(b"{\"event\":\"started\"}\n").await;
+        assert_eq!(stranger.read(&mut [0u8; 8]).await.unwrap_or(0), 0);
     }
 
     #[test]

@@ -20,12 +20,13 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use self::app::{Actor, Context, Input, UNIT_PREFIX};
+use self::app::{Actor, Context, Input};
 use self::life::Want;
 use super::content::Contents;
 use super::ground::{Ground, apps_with_a_directory};
 use super::ledger::Port;
 use super::network::Networks;
+use super::units::APP_UNITS;
 use super::volume::Volumes;
 use crate::domain::ids::AppId;
 
@@ -95,9 +96,9 @@ pub async fn run(mut sources: Sources, context: Context, gone: Arc<Notify>) {
 /// Apps that an earlier run of the agent left: by their directories and their units.
 async fn found(context: &Context) -> BTreeSet<AppId> {
     let mut apps = apps_with_a_directory(&context.paths);
-    match context.units.list(UNIT_PREFIX).await {
+    match context.units.list(APP_UNITS).await {
         Ok(units) => apps.extend(units.iter().filter_map(|unit| {
-            let id = unit.strip_prefix(UNIT_PREFIX)?.strip_suffix(".service")?;
+            let id = unit.strip_prefix(APP_UNITS)?.strip_suffix(".service")?;
             id.parse().ok().map(AppId)
         })),
         Err(error) => {

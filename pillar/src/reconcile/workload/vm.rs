@@ -88,6 +88,12 @@ impl VmFiles {
         files::with_suffix(&self.vsock(), &format!("_{CONTROL_PORT}"))
     }
 
+    /// Where the socket for it is made before it is moved there; in root's directory.
+    #[must_use]
+    pub fn guest_workshop(&self) -> PathBuf {
+        self.dir.join("guest.sock")
+    }
+
     /// The monitor's last words.
     #[must_use]
     pub fn last_words(&self) -> PathBuf {
