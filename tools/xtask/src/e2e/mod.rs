@@ -6,6 +6,7 @@
 mod disk;
 mod faults;
 mod hardware;
+mod hypervisor;
 mod main_job;
 mod story;
 mod yard;
@@ -34,6 +35,12 @@ const TESTS: &[Test] = &[
         about: "from a USB stick to a running VM and a running container",
         essential: true,
         run: main_job::run,
+    },
+    Test {
+        name: "hypervisor",
+        about: "the monitor alone: every device, pause, clean shutdown, crash, in nested guests",
+        essential: true,
+        run: hypervisor::run,
     },
     Test {
         name: "offline-boot",

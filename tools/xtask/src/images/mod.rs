@@ -3,7 +3,7 @@
 
 mod archive;
 mod command;
-mod cpio;
+pub mod cpio;
 mod demo_container;
 mod demo_vm;
 mod guest;
