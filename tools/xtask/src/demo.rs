@@ -84,7 +84,7 @@ fn enrol(built: &Built, times: &mut Times) -> Result<(Site, Machine, String)> {
         let devices = site.operator.list("devices")?;
         let device = devices.first().context("no device is listed yet")?;
         ensure!(
-            device["status"]["attestation"]["passed"] == true,
+            device["status"]["attestation"]["conclusion"] == "trusted",
             "not attested yet"
         );
         Ok(device["metadata"]["name"]

@@ -91,7 +91,7 @@ impl<'a> Story<'a> {
                 .find(|device| device["metadata"]["uid"] == id.as_str())
                 .with_context(|| format!("{id} is not among {} devices", devices.len()))?;
             ensure!(
-                device["status"]["attestation"]["passed"] == true,
+                device["status"]["attestation"]["conclusion"] == "trusted",
                 "not attested: {}",
                 device["status"]
             );

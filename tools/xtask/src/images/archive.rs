@@ -335,4 +335,24 @@ mod tests {
             "{error}"
         );
     }
+
+    /// Asks the real archive, by the machine's own apt configuration.
+    #[test]
+    fn a_version_that_the_archive_lost_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_in(dir.path()).unwrap();
+        let lost = Package {
+            name: "base-files".to_owned(),
+            version: "0.0.1".to_owned(),
+            architecture: "amd64".to_owned(),
+            sha256: Sha256::of(b""),
+        };
+        let error = download(&store, &[&lost], &|_| dir.path().join("x"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("base-files=0.0.1") && error.contains("without --locked"),
+            "{error}"
+        );
+    }
 }
