@@ -7,29 +7,36 @@
 //! The JSON is that of Go's `encoding/json`, not protobuf's JSON mapping: empty fields are left out, numbers are numbers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{Read as _, Write as _};
 
 use flate2::bufread::GzDecoder;
 use flate2::{Compression, GzBuilder};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Size of a bundle, in bytes after compression, that a sender aims at.
-pub const TARGET_BUNDLE: usize = 50_000;
 /// Largest bundle, in bytes after compression.
 pub const MAX_BUNDLE: usize = 65_536;
 /// Most bytes that a bundle may unfold to. Log text shrinks to a tenth; what unfolds further is an attack.
 pub const MAX_UNFOLDED: usize = 8 << 20;
+/// Most entries of a bundle, empty lines included. An entry takes a hundred times the memory of its shortest text (`{}`), so
+/// their number is bounded beside their bytes; this many lines of sixty characters fill [`MAX_BUNDLE`] at a tenth.
+pub const MAX_ENTRIES: usize = 16_384;
+/// Most tags of an entry: each takes ten times the memory of its shortest text.
+pub const MAX_TAGS: usize = 16;
 
 /// Why a bundle was not made or not accepted.
 #[derive(Debug, Error)]
 pub enum LogsError {
-    /// A bundle that is too large, compressed or unfolded.
-    #[error("{operation} a log bundle: {size} bytes are more than {limit}")]
+    /// A bundle that is too large: compressed, unfolded, or by the number of its entries.
+    #[error("{operation} a log bundle: {size} {unit} are more than {limit}")]
     TooLarge {
         /// "writing", "reading" or "unfolding".
         operation: &'static str,
-        /// How many bytes, as far as it was read.
+        /// "bytes" or "entries".
+        unit: &'static str,
+        /// How many, as far as it was read.
         size: usize,
         /// How many are allowed.
         limit: usize,
@@ -89,7 +96,7 @@ pub struct LogEntry {
     /// Anything else.
     #[serde(
         skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_empty"
+        deserialize_with = "read_tags"
     )]
     pub tags: BTreeMap<String, String>,
     /// When.
@@ -108,10 +115,44 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+/// At most [`MAX_TAGS`], refused while they are read; Go writes an absent map as `null`.
+fn read_tags<'de, D: serde::Deserializer<'de>>(
     tags: D,
 ) -> Result<BTreeMap<String, String>, D::Error> {
-    Ok(Option::deserialize(tags)?.unwrap_or_default())
+    struct Tags;
+    impl<'de> Visitor<'de> for Tags {
+        type Value = BTreeMap<String, String>;
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(out, "at most {MAX_TAGS} tags")
+        }
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let mut tags = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry()? {
+                tags.insert(key, value);
+                if tags.len() > MAX_TAGS {
+                    return Err(serde::de::Error::invalid_length(tags.len(), &self));
+                }
+            }
+            Ok(tags)
+        }
+    }
+    tags.deserialize_any(Tags)
+}
+
+/// Refuses a number of entries beyond the limit.
+fn count(operation: &'static str, entries: usize) -> Result<(), LogsError> {
+    if entries <= MAX_ENTRIES {
+        return Ok(());
+    }
+    Err(LogsError::TooLarge {
+        operation,
+        unit: "entries",
+        size: entries,
+        limit: MAX_ENTRIES,
+    })
 }
 
 /// Whose logs a bundle holds.
@@ -153,8 +194,10 @@ impl Bundle {
     /// Writes the bundle.
     ///
     /// # Errors
-    /// [`LogsError::TooLarge`] if it comes out larger than [`MAX_BUNDLE`]: the caller splits it.
+    /// [`LogsError::TooLarge`] if it comes out larger than [`MAX_BUNDLE`] or has more than [`MAX_ENTRIES`]: the caller
+    /// splits it.
     pub fn encode(&self) -> Result<Vec<u8>, LogsError> {
+        count("writing", self.entries.len())?;
         let header = GzBuilder::new().mtime(self.made);
         let header = match &self.origin {
             Origin::Device(device) => header.comment(escape(
@@ -171,6 +214,7 @@ impl Bundle {
         if bytes.len() > MAX_BUNDLE {
             return Err(LogsError::TooLarge {
                 operation: "writing",
+                unit: "bytes",
                 size: bytes.len(),
                 limit: MAX_BUNDLE,
             });
@@ -178,7 +222,7 @@ impl Bundle {
         Ok(bytes)
     }
 
-    /// Reads a bundle, unfolding at most [`MAX_UNFOLDED`] bytes.
+    /// Reads a bundle, unfolding at most [`MAX_UNFOLDED`] bytes and [`MAX_ENTRIES`].
     ///
     /// # Errors
     /// [`LogsError`]; nothing of a bad bundle is accepted.
@@ -186,6 +230,7 @@ impl Bundle {
         if bytes.len() > MAX_BUNDLE {
             return Err(LogsError::TooLarge {
                 operation: "reading",
+                unit: "bytes",
                 size: bytes.len(),
                 limit: MAX_BUNDLE,
             });
@@ -200,6 +245,7 @@ impl Bundle {
         if text.len() > MAX_UNFOLDED {
             return Err(LogsError::TooLarge {
                 operation: "unfolding",
+                unit: "bytes",
                 size: text.len(),
                 limit: MAX_UNFOLDED,
             });
@@ -227,6 +273,10 @@ impl Bundle {
         if !rest.is_empty() {
             return Err(LogsError::Gzip(format!("{} bytes follow it", rest.len())));
         }
+        // Counted before the first one is parsed.
+        let ends = text.iter().filter(|byte| **byte == b'\n').count();
+        let unended = !matches!(text.last(), None | Some(b'\n'));
+        count("unfolding", ends + usize::from(unended))?;
         let entries = text
             .split(|byte| *byte == b'\n')
             .enumerate()

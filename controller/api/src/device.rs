@@ -115,8 +115,8 @@ pub struct Hardware {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Attestation {
-    /// Whether the last quote (or, without a TPM, the device's word) was accepted.
-    pub passed: bool,
+    /// What follows from the verdicts. It gets its config unless it is refused.
+    pub conclusion: AttestationConclusion,
     /// How strong the proof of identity is.
     pub level: AttestationLevel,
     /// When the verdicts were found.
@@ -125,6 +125,29 @@ pub struct Attestation {
     pub time: Option<Timestamp>,
     /// Each check with its result.
     pub verdicts: Vec<Verdict>,
+}
+
+/// What follows from all verdicts over a device's last quote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AttestationConclusion {
+    /// Its TPM signed what was booted, and the event log explains it.
+    Trusted,
+    /// Nothing is refuted, and what was booted is not proven: it has no TPM, sent no event log, or has sent no quote yet.
+    #[default]
+    Unproven,
+    /// A check failed.
+    Refused,
+}
+
+impl fmt::Display for AttestationConclusion {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Trusted => "trusted",
+            Self::Unproven => "unproven",
+            Self::Refused => "refused",
+        })
+    }
 }
 
 /// How strong the proof of a device's identity is.
@@ -159,11 +182,23 @@ impl fmt::Display for AttestationLevel {
 pub struct Verdict {
     /// Which check, one word.
     pub check: String,
-    /// Whether it held.
-    pub passed: bool,
+    /// Whether it held, or was not made.
+    pub outcome: VerdictOutcome,
     /// What was expected and seen, or why it does not apply; empty if there is nothing to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum VerdictOutcome {
+    /// As expected.
+    Passed,
+    /// Not as expected.
+    Failed,
+    /// It was not made; the detail says why.
+    NotChecked,
 }
 
 /// A network interface of a device.

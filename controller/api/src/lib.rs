@@ -25,8 +25,9 @@ pub use app::{
 };
 pub use datastore::{Datastore, DatastoreSpec, DatastoreStatus, DatastoreType, RegistryUrl};
 pub use device::{
-    Attestation, AttestationLevel, ConfigStatus, Device, DevicePhase, DeviceSpec, DeviceStatus,
-    Hardware, Interface, MemoryStatus, ProcessMemory, ReportedError, Verdict,
+    Attestation, AttestationConclusion, AttestationLevel, ConfigStatus, Device, DevicePhase,
+    DeviceSpec, DeviceStatus, Hardware, Interface, MemoryStatus, ProcessMemory, ReportedError,
+    Verdict, VerdictOutcome,
 };
 pub use image::{ImageReference, ReferenceError, Sha256Digest};
 pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label};

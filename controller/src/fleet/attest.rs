@@ -1,9 +1,9 @@
 //! Who is trusted on its present boot: EVE's attest exchange. What the checks are stands in `onboarding`; here stands what follows.
 //!
 //! ```text
-//! Registered --nonce--> Attesting --quote accepted--> granted: token for this boot, keys kept here
-//!                          |  '----no TPM-----------> granted, level none, marked
-//!                          '-------quote refused----> refused: no token, so no config
+//! Registered --nonce--> Attesting --quote explained by its log--> trusted: token for this boot, keys kept here
+//!                          |  '----no TPM, or no event log-----> unproven: token too, but everybody is told
+//!                          '-------a check failed--------------> refused: no token, so no config
 //! ```
 //!
 //! A nonce is written down before it is given out and struck out before it is used, so that no quote is taken twice, not even after
@@ -15,7 +15,9 @@ use onboarding::attest::verifier::{
 };
 use onboarding::attest::{QuoteAnswer, StoreKeysAnswer};
 use onboarding::quote::{Conclusion, Outcome, Report};
-use operator_api::{Attestation, AttestationLevel, Verdict, WatchEventType};
+use operator_api::{
+    Attestation, AttestationConclusion, AttestationLevel, Verdict, VerdictOutcome, WatchEventType,
+};
 use prost::Message as _;
 use protocol::envelope;
 use protocol::eve::attest::{AttestStorageKeys, AttestVolumeKey, ZAttestReq, ZAttestResponse};
@@ -123,10 +125,11 @@ impl Fleet {
             nonce.as_deref(),
         );
         let attestation = attestation(&report, now);
-        let token = if attestation.passed {
-            Some(verifier::integrity_token()?.to_vec())
-        } else {
-            None
+        let token = match report.conclusion() {
+            Conclusion::Trusted | Conclusion::Unproven => {
+                Some(verifier::integrity_token()?.to_vec())
+            }
+            Conclusion::Refused => None,
         };
         identities::set_attestation(&mut writer, id, &attestation, token.as_deref()).await?;
         let answer = match (&token, verifier::refusal(&report)) {
@@ -152,7 +155,7 @@ impl Fleet {
         for failed in report.failures() {
             tracing::warn!(device = %id, verdict = %failed, "attestation");
         }
-        tracing::info!(device = %id, passed = attestation.passed, level = %attestation.level, "attestation");
+        tracing::info!(device = %id, conclusion = %attestation.conclusion, level = %attestation.level, "attestation");
         device.state().token = token;
         self.tell_device(id, WatchEventType::Modified).await;
         Ok(verifier::quote_answer(&answer))
@@ -197,12 +200,17 @@ pub(super) fn token_fits(device: &Entry, token: &[u8]) -> bool {
 /// What operators are shown of a report.
 fn attestation(report: &Report, now: Timestamp) -> Attestation {
     // EVE's exchange proves the attestation key but never challenges the endorsement key, so more than bronze it cannot give.
-    let level = match report.conclusion() {
-        Conclusion::Trusted => AttestationLevel::Bronze,
-        Conclusion::Unproven | Conclusion::Refused => AttestationLevel::None,
+    let level = if report.is_of_known_tpm() {
+        AttestationLevel::Bronze
+    } else {
+        AttestationLevel::None
     };
     Attestation {
-        passed: report.conclusion() != Conclusion::Refused,
+        conclusion: match report.conclusion() {
+            Conclusion::Trusted => AttestationConclusion::Trusted,
+            Conclusion::Unproven => AttestationConclusion::Unproven,
+            Conclusion::Refused => AttestationConclusion::Refused,
+        },
         level,
         time: Some(now),
         verdicts: report.verdicts.iter().map(verdict).collect(),
@@ -214,14 +222,17 @@ fn verdict(verdict: &onboarding::quote::Verdict) -> Verdict {
         .ok()
         .and_then(|name| name.as_str().map(str::to_owned))
         .unwrap_or_default();
-    let (passed, detail) = match &verdict.outcome {
-        Outcome::Pass => (true, verdict.check.claim().to_owned()),
-        Outcome::Fail { expected, seen } => (false, format!("expected {expected}, seen {seen}")),
-        Outcome::NotApplicable { reason } => (true, format!("not checked: {reason}")),
+    let (outcome, detail) = match &verdict.outcome {
+        Outcome::Pass => (VerdictOutcome::Passed, verdict.check.claim().to_owned()),
+        Outcome::Fail { expected, seen } => (
+            VerdictOutcome::Failed,
+            format!("expected {expected}, seen {seen}"),
+        ),
+        Outcome::NotApplicable { reason } => (VerdictOutcome::NotChecked, reason.clone()),
     };
     Verdict {
         check,
-        passed,
+        outcome,
         detail,
     }
 }

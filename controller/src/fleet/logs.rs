@@ -18,6 +18,8 @@ use crate::store::{StoreError, logs, objects};
 
 /// Most lines that `tail` can ask for.
 pub const MAX_TAIL: usize = 100_000;
+/// Most bytes of text that `tail` collects before it gives them; older lines are left out then. A line is given however long it is.
+const TAIL_BYTES: usize = 8 << 20;
 
 /// What of a log is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,7 +155,7 @@ impl Fleet {
     /// The last lines, and the number of the chunk that they end with.
     async fn tail(&self, owner: Uuid, lines: usize) -> Result<(Vec<LogEntry>, i64), StoreError> {
         let mut reader = self.store.read().await?;
-        let mut found: VecDeque<LogEntry> = VecDeque::new();
+        let mut tail = Tail::new(lines, TAIL_BYTES);
         let (mut before, mut newest) = (i64::MAX, 0);
         // Also with no lines wanted, the newest chunk says where following begins.
         loop {
@@ -162,18 +164,52 @@ impl Fleet {
             };
             newest = newest.max(chunk.seq);
             before = chunk.seq;
-            for entry in entries(&chunk.body).into_iter().rev() {
-                if found.len() >= lines {
-                    break;
-                }
-                found.push_front(entry);
-            }
-            if found.len() >= lines {
+            if !tail.prepend(entries(&chunk.body)) {
                 break;
             }
         }
-        Ok((found.into(), newest))
+        Ok((tail.found.into(), newest))
     }
+}
+
+/// The end of a log, collected from its newest entry on.
+struct Tail {
+    found: VecDeque<LogEntry>,
+    /// Memory of those found.
+    taken: usize,
+    /// Most entries.
+    lines: usize,
+    /// Most memory, but for a single entry.
+    bytes: usize,
+}
+
+impl Tail {
+    fn new(lines: usize, bytes: usize) -> Self {
+        Self {
+            found: VecDeque::new(),
+            taken: 0,
+            lines,
+            bytes,
+        }
+    }
+
+    /// Puts older entries before those found. Says whether there is room for more.
+    fn prepend(&mut self, older: Vec<LogEntry>) -> bool {
+        for entry in older.into_iter().rev() {
+            let taken = self.taken.saturating_add(weight(&entry));
+            if self.found.len() >= self.lines || (taken > self.bytes && !self.found.is_empty()) {
+                return false;
+            }
+            self.taken = taken;
+            self.found.push_front(entry);
+        }
+        self.found.len() < self.lines && self.taken < self.bytes
+    }
+}
+
+/// Memory of an entry.
+fn weight(entry: &LogEntry) -> usize {
+    size_of::<LogEntry>() + entry.source.len() + entry.severity.len() + entry.content.len()
 }
 
 /// A log that is being read.
@@ -243,4 +279,47 @@ fn entries(body: &[u8]) -> Vec<LogEntry> {
             content: entry.content.trim_end_matches('\n').to_owned(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(contents: &[&str]) -> Vec<LogEntry> {
+        let entry = |content: &&str| LogEntry {
+            time: Timestamp::UNIX_EPOCH,
+            source: String::new(),
+            severity: String::new(),
+            content: (*content).to_owned(),
+        };
+        contents.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_tail_is_bounded_by_lines_and_by_bytes() {
+        let one = weight(&lines(&["x"])[0]);
+        for (wanted, bytes, kept, more) in [
+            (10, usize::MAX, "a b c d", true),
+            (4, usize::MAX, "a b c d", false),
+            (3, usize::MAX, "b c d", false),
+            (0, usize::MAX, "", false),
+            (10, 4 * one, "a b c d", false),
+            (10, 3 * one, "b c d", false),
+            // A line is given, however long it is.
+            (10, 1, "d", false),
+        ] {
+            let mut tail = Tail::new(wanted, bytes);
+            let room = tail.prepend(lines(&["c", "d"])) && tail.prepend(lines(&["a", "b"]));
+            let text: Vec<_> = tail
+                .found
+                .iter()
+                .map(|entry| entry.content.as_str())
+                .collect();
+            assert_eq!(
+                (text.join(" "), room),
+                (kept.to_owned(), more),
+                "{wanted} {bytes}"
+            );
+        }
+    }
 }

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use operator_api::{App, AppPhase, ConditionStatus, Device, DevicePhase, Object, WatchEventType};
+use operator_api::{
+    App, AppPhase, Attestation, AttestationConclusion, AttestationLevel, ConditionStatus, Device,
+    DevicePhase, Object, VerdictOutcome, WatchEventType,
+};
 use protocol::ids::{AppId, DeviceId};
 use uuid::Uuid;
 
@@ -92,18 +95,7 @@ impl Fleet {
         status.memory = figures
             .or_else(|| parse(stored.figures.as_deref()))
             .and_then(|figures| figures.memory);
-        let attested = status.attestation.passed;
-        status.phase = match (
-            attested,
-            status.attestation.time.is_some(),
-            stored.owes_quote,
-        ) {
-            (true, _, _) if status.online => DevicePhase::Online,
-            (true, _, _) => DevicePhase::Offline,
-            (false, _, true) => DevicePhase::Attesting,
-            (false, true, false) => DevicePhase::Refused,
-            (false, false, false) => DevicePhase::Registered,
-        };
+        status.phase = phase(&status.attestation, stored.owes_quote, status.online);
         let presence = if status.online {
             ("HeardFrom", "")
         } else {
@@ -117,31 +109,12 @@ impl Fleet {
             presence,
             since,
         );
-        let failed: Vec<&str> = status
-            .attestation
-            .verdicts
-            .iter()
-            .filter(|verdict| !verdict.passed)
-            .map(|verdict| verdict.check.as_str())
-            .collect();
-        let failed = failed.join(", ");
-        let (attestation, words) = match (attested, status.attestation.time) {
-            (true, _) if status.attestation.level == operator_api::AttestationLevel::None => (
-                ConditionStatus::True,
-                ("NoTpm", "its word was taken: it has no TPM"),
-            ),
-            (true, _) => (ConditionStatus::True, ("QuoteAccepted", "")),
-            (false, Some(_)) => (ConditionStatus::False, ("QuoteRefused", failed.as_str())),
-            (false, None) => (
-                ConditionStatus::Unknown,
-                ("NoQuote", "it has sent no quote yet"),
-            ),
-        };
+        let (attested, reason, message) = attested(&status.attestation);
         condition(
             &mut status.conditions,
             "Attested",
-            attestation,
-            words,
+            attested,
+            (reason, &message),
             status.attestation.time.unwrap_or(now),
         );
         let (applied, words) = match (
@@ -311,6 +284,141 @@ impl Fleet {
     }
 }
 
+/// Where a device stands. While it owes a quote, one that was refused before does not count any more.
+fn phase(attestation: &Attestation, owes_quote: bool, online: bool) -> DevicePhase {
+    match (attestation.time.is_some(), attestation.conclusion) {
+        (true, AttestationConclusion::Trusted | AttestationConclusion::Unproven) if online => {
+            DevicePhase::Online
+        }
+        (true, AttestationConclusion::Trusted | AttestationConclusion::Unproven) => {
+            DevicePhase::Offline
+        }
+        _ if owes_quote => DevicePhase::Attesting,
+        (true, AttestationConclusion::Refused) => DevicePhase::Refused,
+        (false, _) => DevicePhase::Registered,
+    }
+}
+
+/// The condition `Attested`, with its reason and message. It holds for a proven boot only.
+fn attested(attestation: &Attestation) -> (ConditionStatus, &'static str, String) {
+    let of = |outcome| {
+        attestation
+            .verdicts
+            .iter()
+            .filter(move |verdict| verdict.outcome == outcome)
+    };
+    if attestation.time.is_none() {
+        let message = "it has sent no quote yet".to_owned();
+        return (ConditionStatus::Unknown, "NoQuote", message);
+    }
+    match attestation.conclusion {
+        AttestationConclusion::Trusted => (ConditionStatus::True, "QuoteAccepted", String::new()),
+        AttestationConclusion::Unproven => {
+            let reason = match attestation.level {
+                AttestationLevel::None => "NoTpm",
+                _ => "NoEventLog",
+            };
+            let why = of(VerdictOutcome::NotChecked)
+                .next()
+                .map_or("", |verdict| verdict.detail.as_str());
+            let message = format!("what it booted is not proven: {why}");
+            (ConditionStatus::False, reason, message)
+        }
+        AttestationConclusion::Refused => {
+            let failed: Vec<&str> = of(VerdictOutcome::Failed)
+                .map(|verdict| verdict.check.as_str())
+                .collect();
+            (ConditionStatus::False, "QuoteRefused", failed.join(", "))
+        }
+    }
+}
+
 fn parse(figures: Option<&str>) -> Option<Figures> {
     figures.and_then(|text| serde_json::from_str(text).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use operator_api::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_proven_is_not_called_attested() {
+        let after = |conclusion, level, outcome| Attestation {
+            conclusion,
+            level,
+            time: Some(Timestamp::UNIX_EPOCH),
+            verdicts: vec![Verdict {
+                check: "eventLog".to_owned(),
+                outcome,
+                detail: "the reason".to_owned(),
+            }],
+        };
+        use AttestationConclusion::{Refused, Trusted, Unproven};
+        use AttestationLevel::{Bronze, None};
+        use VerdictOutcome::{Failed, NotChecked, Passed};
+        let unproven = "what it booted is not proven: the reason";
+        for (attestation, owes, standing, status, reason, message) in [
+            (
+                Attestation::default(),
+                false,
+                DevicePhase::Registered,
+                ConditionStatus::Unknown,
+                "NoQuote",
+                "it has sent no quote yet",
+            ),
+            (
+                Attestation::default(),
+                true,
+                DevicePhase::Attesting,
+                ConditionStatus::Unknown,
+                "NoQuote",
+                "it has sent no quote yet",
+            ),
+            (
+                after(Trusted, Bronze, Passed),
+                false,
+                DevicePhase::Online,
+                ConditionStatus::True,
+                "QuoteAccepted",
+                "",
+            ),
+            (
+                after(Unproven, Bronze, NotChecked),
+                false,
+                DevicePhase::Online,
+                ConditionStatus::False,
+                "NoEventLog",
+                unproven,
+            ),
+            (
+                after(Unproven, None, NotChecked),
+                false,
+                DevicePhase::Online,
+                ConditionStatus::False,
+                "NoTpm",
+                unproven,
+            ),
+            (
+                after(Refused, None, Failed),
+                false,
+                DevicePhase::Refused,
+                ConditionStatus::False,
+                "QuoteRefused",
+                "eventLog",
+            ),
+            (
+                after(Refused, None, Failed),
+                true,
+                DevicePhase::Attesting,
+                ConditionStatus::False,
+                "QuoteRefused",
+                "eventLog",
+            ),
+        ] {
+            assert_eq!(phase(&attestation, owes, true), standing);
+            assert_eq!(attested(&attestation), (status, reason, message.to_owned()));
+        }
+    }
 }

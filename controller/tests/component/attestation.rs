@@ -1,13 +1,20 @@
 //! Attestation with a TPM, and what an attacker would try.
 
 use onboarding::attest::{QuoteAnswer, StoreKeysAnswer, device as exchange};
-use operator_api::{AttestationLevel, DevicePhase};
+use operator_api::{
+    AttestationConclusion, AttestationLevel, ConditionStatus, DevicePhase, VerdictOutcome,
+};
 use protocol::eve::attest::{AttestVolumeKey, AttestVolumeKeyType, ZAttestQuote, ZAttestReq};
 use reqwest::StatusCode;
 
 use crate::device::Device;
 use crate::site::Site;
 use crate::tpm::Emulator;
+
+/// An event log of a boot that measured nothing: the header of the crypto-agile form, with the SHA-256 bank alone. It explains the
+/// PCRs of an emulator that was just started.
+const EMPTY_LOG: &[u8] = b"\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x21\0\0\0\
+    Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x01\0\0\0\x0b\0\x20\0\0";
 
 async fn registered(site: &Site, emulator: &Emulator, serial: &str) -> Device {
     let mut device = Device::new(serial, Some(emulator.connect()));
@@ -20,23 +27,73 @@ async fn registered(site: &Site, emulator: &Emulator, serial: &str) -> Device {
 async fn a_quote_opens_the_way_to_the_config() {
     let (site, emulator) = (Site::start().await, Emulator::start());
     let mut device = registered(&site, &emulator, "SN").await;
+    device.event_log = Some(EMPTY_LOG.to_vec());
     device.attest(&site).await;
     assert_eq!(device.config(&site, "").await.0, StatusCode::OK);
     let seen = site.device("box-1").await;
     assert_eq!(
-        (seen.status.phase, seen.status.attestation.level),
-        (DevicePhase::Online, AttestationLevel::Bronze)
+        (
+            seen.status.phase,
+            seen.status.attestation.conclusion,
+            seen.status.attestation.level
+        ),
+        (
+            DevicePhase::Online,
+            AttestationConclusion::Trusted,
+            AttestationLevel::Bronze
+        )
     );
     let checks: Vec<_> = seen
         .status
         .attestation
         .verdicts
         .iter()
-        .map(|verdict| (verdict.check.as_str(), verdict.passed))
+        .map(|verdict| (verdict.check.as_str(), verdict.outcome))
         .collect();
-    for check in ["attestationKey", "signature", "nonce", "pcrDigest"] {
-        assert!(checks.contains(&(check, true)), "{check} in {checks:?}");
+    for check in [
+        "attestationKey",
+        "signature",
+        "nonce",
+        "pcrDigest",
+        "eventLog",
+        "eventLogReplay",
+    ] {
+        assert!(
+            checks.contains(&(check, VerdictOutcome::Passed)),
+            "{check} in {checks:?}"
+        );
     }
+}
+
+#[tokio::test]
+async fn a_quote_without_its_event_log_is_unproven_and_everybody_is_told() {
+    let (site, emulator) = (Site::start().await, Emulator::start());
+    let mut device = registered(&site, &emulator, "SN").await;
+    device.attest(&site).await;
+    assert_eq!(
+        device.config(&site, "").await.0,
+        StatusCode::OK,
+        "it works all the same"
+    );
+    let seen = site.list::<operator_api::Device>().await.remove(0);
+    let attestation = &seen.status.attestation;
+    assert_eq!(
+        (attestation.conclusion, attestation.level),
+        (AttestationConclusion::Unproven, AttestationLevel::Bronze)
+    );
+    assert!(attestation.verdicts.iter().any(|verdict| {
+        verdict.check == "eventLogReplay" && verdict.outcome == VerdictOutcome::NotChecked
+    }));
+    let attested = seen
+        .status
+        .conditions
+        .iter()
+        .find(|condition| condition.kind == "Attested")
+        .unwrap();
+    assert_eq!(
+        (attested.status, attested.reason.as_str()),
+        (ConditionStatus::False, "NoEventLog")
+    );
 }
 
 #[tokio::test]
@@ -69,7 +126,7 @@ async fn a_quote_is_good_once_also_after_a_restart() {
             .attestation
             .verdicts
             .iter()
-            .any(|verdict| verdict.check == "nonce" && !verdict.passed)
+            .any(|verdict| verdict.check == "nonce" && verdict.outcome == VerdictOutcome::Failed)
     );
 
     let nonce = device.nonce(&site).await;

@@ -24,6 +24,8 @@ pub struct Device {
     pub serial: String,
     pub id: DeviceId,
     pub token: Vec<u8>,
+    /// Firmware's event log that goes along with quotes.
+    pub event_log: Option<Vec<u8>>,
     _directory: TempDir,
 }
 
@@ -38,6 +40,7 @@ impl Device {
             serial: serial.to_owned(),
             id,
             token: Vec::new(),
+            event_log: None,
             _directory: directory,
         }
     }
@@ -121,7 +124,8 @@ impl Device {
             system: "0.1.0".to_owned(),
             firmware: "1".to_owned(),
         };
-        exchange::quote_request(&self.identity, nonce, &versions, None).unwrap()
+        exchange::quote_request(&self.identity, nonce, &versions, self.event_log.as_deref())
+            .unwrap()
     }
 
     pub async fn show_quote(&self, site: &Site, quote: &ZAttestReq) -> QuoteAnswer {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use operator_api::{
-    App, AppPhase, AttestationLevel, ConditionStatus, Device as Object, DevicePhase,
+    App, AppPhase, AttestationConclusion, AttestationLevel, ConditionStatus, Device as Object,
+    DevicePhase,
 };
 use prost::Message as _;
 use protocol::envelope;
@@ -88,8 +89,16 @@ async fn a_device_comes_to_its_config_and_tells_how_it_fares() {
     device.attest(&site).await;
     let seen = site.device("box-1").await;
     assert_eq!(
-        (seen.status.phase, seen.status.attestation.level),
-        (DevicePhase::Online, AttestationLevel::None)
+        (
+            seen.status.phase,
+            seen.status.attestation.conclusion,
+            seen.status.attestation.level
+        ),
+        (
+            DevicePhase::Online,
+            AttestationConclusion::Unproven,
+            AttestationLevel::None
+        )
     );
     assert!(
         seen.status

@@ -85,9 +85,9 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Conclusion {
-    /// Everything that had to pass passed.
+    /// Every check was made and passed, the event log's replay included.
     Trusted,
-    /// The device has no TPM and says so: nothing is proven, nothing is refuted.
+    /// The device has no TPM and says so, or sent no event log: the boot is not proven, and nothing is refuted.
     Unproven,
     /// Something failed.
     Refused,
@@ -103,32 +103,41 @@ pub struct Report {
 }
 
 impl Report {
-    /// What follows. Trusted takes signature, nonce and PCRs; an event log may be missing, but not contradict.
+    /// What follows. Trusted takes everything: the TPM's signature over fresh PCR values proves which TPM speaks, and only
+    /// the event log's replay says what those values mean. Without the log nothing is refuted, and nothing of the boot
+    /// is proven.
     #[must_use]
     pub fn conclusion(&self) -> Conclusion {
-        let passed = |check| {
-            self.verdicts
-                .iter()
-                .any(|v| v.check == check && v.outcome == Outcome::Pass)
-        };
         if self.failures().next().is_some() {
             Conclusion::Refused
-        } else if [
-            Check::AttestationKey,
-            Check::Structure,
-            Check::Kind,
-            Check::Signature,
-            Check::Nonce,
-            Check::PcrSelection,
-            Check::PcrDigest,
-        ]
-        .into_iter()
-        .all(passed)
-        {
+        } else if self.is_of_known_tpm() && self.passed(&[Check::EventLog, Check::EventLogReplay]) {
             Conclusion::Trusted
         } else {
             Conclusion::Unproven
         }
+    }
+
+    /// Whether the quote is the registered TPM's own, fresh and whole, whatever became of the event log.
+    #[must_use]
+    pub fn is_of_known_tpm(&self) -> bool {
+        self.failures().next().is_none()
+            && self.passed(&[
+                Check::AttestationKey,
+                Check::Structure,
+                Check::Kind,
+                Check::Signature,
+                Check::Nonce,
+                Check::PcrSelection,
+                Check::PcrDigest,
+            ])
+    }
+
+    fn passed(&self, checks: &[Check]) -> bool {
+        checks.iter().all(|check| {
+            self.verdicts
+                .iter()
+                .any(|v| v.check == *check && v.outcome == Outcome::Pass)
+        })
     }
 
     /// The verdicts that failed.

@@ -157,7 +157,8 @@ async fn the_real_controller_enrols_attests_configures_and_comes_back() {
         })
         .await;
     let attestation = &seen["status"]["attestation"];
-    assert_eq!(attestation["passed"], true, "{attestation:#}");
+    // The machine that runs the test has no event log of this TPM to send.
+    assert_eq!(attestation["conclusion"], "unproven", "{attestation:#}");
     assert_ne!(attestation["level"], "none", "{attestation:#}");
     assert_eq!(seen["status"]["imageVersion"], "1.2.3");
     operator

@@ -3,7 +3,8 @@ use std::io::{Read as _, Write as _};
 
 use flate2::{Compression, GzBuilder};
 use protocol::logs::{
-    Bundle, DeviceOrigin, LogEntry, LogTime, LogsError, MAX_BUNDLE, MAX_UNFOLDED, Origin,
+    Bundle, DeviceOrigin, LogEntry, LogTime, LogsError, MAX_BUNDLE, MAX_ENTRIES, MAX_TAGS,
+    MAX_UNFOLDED, Origin,
 };
 
 use crate::support::mutations;
@@ -155,17 +156,18 @@ fn bad_bundles_are_refused_with_the_reason() {
 fn bombs_and_giants_are_refused() {
     let bomb = gzip(
         GzBuilder::new().filename("web"),
-        &vec![b'\n'; MAX_UNFOLDED + 1],
+        &vec![b' '; MAX_UNFOLDED + 1],
     );
     assert!(bomb.len() < MAX_BUNDLE);
     assert!(matches!(
         Bundle::decode(&bomb),
         Err(LogsError::TooLarge {
             operation: "unfolding",
+            unit: "bytes",
             ..
         })
     ));
-    let full = gzip(GzBuilder::new().filename("web"), &vec![b'\n'; MAX_UNFOLDED]);
+    let full = gzip(GzBuilder::new().filename("web"), &vec![b' '; MAX_UNFOLDED]);
     assert!(Bundle::decode(&full).is_ok());
     let giant = vec![0; MAX_BUNDLE + 1];
     assert!(matches!(
@@ -198,6 +200,56 @@ fn bombs_and_giants_are_refused() {
             operation: "writing",
             ..
         })
+    ));
+}
+
+#[test]
+fn entries_are_counted_before_they_are_parsed() {
+    let bundle = |text: &[u8]| Bundle::decode(&gzip(GzBuilder::new().filename("web"), text));
+    for line in ["{}\n", "\n", "not JSON\n"] {
+        let error = bundle(line.repeat(MAX_ENTRIES + 1).as_bytes()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                LogsError::TooLarge {
+                    operation: "unfolding",
+                    unit: "entries",
+                    size,
+                    limit: MAX_ENTRIES
+                } if size == MAX_ENTRIES + 1
+            ),
+            "{error}"
+        );
+    }
+    let full = "{}\n".repeat(MAX_ENTRIES);
+    assert_eq!(bundle(full.as_bytes()).unwrap().entries.len(), MAX_ENTRIES);
+    let unended = format!("{full}{{}}");
+    assert!(bundle(unended.as_bytes()).is_err());
+    let many = Bundle {
+        entries: vec![LogEntry::default(); MAX_ENTRIES + 1],
+        ..device_bundle()
+    };
+    assert!(matches!(
+        many.encode(),
+        Err(LogsError::TooLarge {
+            operation: "writing",
+            unit: "entries",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn tags_are_bounded() {
+    let entry = |count: usize| {
+        let tags: BTreeMap<_, _> = (0..count).map(|i| (i.to_string(), String::new())).collect();
+        let line = serde_json::json!({ "tags": tags }).to_string();
+        Bundle::decode(&gzip(GzBuilder::new().filename("web"), line.as_bytes()))
+    };
+    assert_eq!(entry(MAX_TAGS).unwrap().entries[0].tags.len(), MAX_TAGS);
+    assert!(matches!(
+        entry(MAX_TAGS + 1),
+        Err(LogsError::Entry { line: 1, .. })
     ));
 }
 

@@ -54,9 +54,7 @@ pub static KINDS: [Kind; 3] = [
         columns: &[
             column("NAME", |object, _| text(object, "/metadata/name")),
             column("PHASE", |object, _| text(object, "/status/phase")),
-            column("TRUST", |object, _| {
-                text(object, "/status/attestation/level")
-            }),
+            column("TRUST", |object, _| device_trust(object)),
             column("ADDRESS", |object, _| device_address(object)),
             column("VERSION", |object, _| text(object, "/status/imageVersion")),
             column("SEEN", |object, now| ago(object, "/status/lastSeen", now)),
@@ -230,6 +228,18 @@ fn ago(object: &Value, pointer: &str, now: Timestamp) -> String {
         .parse()
         .map(|then| age(then, now))
         .unwrap_or_default()
+}
+
+/// What its attestation came to, and how strong the proof of identity is: `trusted, bronze`.
+fn device_trust(object: &Value) -> String {
+    let (conclusion, level) = (
+        text(object, "/status/attestation/conclusion"),
+        text(object, "/status/attestation/level"),
+    );
+    match conclusion.is_empty() {
+        true => String::new(),
+        false => format!("{conclusion}, {level}"),
+    }
 }
 
 /// The first address of an interface that leads outside, or else of any.
@@ -410,7 +420,7 @@ mod tests {
             "kind": "Device",
             "metadata": {"name": "box-1", "creationTimestamp": "1969-12-31T23:00:00Z"},
             "status": {
-                "phase": "Online", "attestation": {"level": "bronze"}, "imageVersion": "0.1.0",
+                "phase": "Online", "attestation": {"conclusion": "unproven", "level": "bronze"}, "imageVersion": "0.1.0",
                 "interfaces": [{"addresses": ["10.0.0.1"]}, {"uplink": true, "addresses": ["192.0.2.7"]}],
                 "memory": {"totalKiB": 2_097_152, "availableKiB": 1_966_080},
                 "config": {"wanted": "a", "applied": "b"}
@@ -419,7 +429,16 @@ mod tests {
         let shown = cells(&device);
         assert_eq!(
             shown[..7],
-            ["box-1", "Online", "bronze", "192.0.2.7", "0.1.0", "", "60m"].map(str::to_owned)
+            [
+                "box-1",
+                "Online",
+                "unproven, bronze",
+                "192.0.2.7",
+                "0.1.0",
+                "",
+                "60m"
+            ]
+            .map(str::to_owned)
         );
         assert_eq!(
             shown[9..11],

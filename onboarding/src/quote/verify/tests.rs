@@ -29,8 +29,29 @@ fn key() -> Key {
 
 static KEY: LazyLock<Key> = LazyLock::new(key);
 
+/// What [`log`] explains: one event in PCR 7; other values where the running system extends.
 fn values() -> Vec<(u32, [u8; 32])> {
-    (0..16).map(|index| (index, [index as u8; 32])).collect()
+    let value = |index: u32| match index {
+        7 => sha256(&[[0; 32], sha256(b"event")].concat()),
+        10 | 11 | 15 => [index as u8; 32],
+        _ => [0; 32],
+    };
+    (0..16).map(|index| (index, value(index))).collect()
+}
+
+/// An event log: the header of the crypto-agile form with the SHA-256 bank alone, and one event.
+fn log() -> Vec<u8> {
+    let mut log = vec![0, 0, 0, 0, 3, 0, 0, 0];
+    log.extend([0; 20]);
+    let mut header = b"Spec ID Event03\0".to_vec();
+    header.extend([0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0]);
+    log.extend((header.len() as u32).to_le_bytes());
+    log.extend(header);
+    log.extend([7, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0x0b, 0]);
+    log.extend(sha256(b"event"));
+    log.extend([5, 0, 0, 0]);
+    log.extend(b"event");
+    log
 }
 
 fn digest_of(values: &[(u32, [u8; 32])]) -> [u8; 32] {
@@ -42,7 +63,7 @@ fn signed(attest: Vec<u8>) -> Evidence {
         signature: KEY.pair.sign(&attest).unwrap(),
         attest,
         pcrs: values(),
-        event_log: None,
+        event_log: Some(log()),
     }
 }
 
@@ -66,12 +87,33 @@ fn an_honest_quote_is_trusted() {
     let report = verify(Some(&good()), expected());
     assert_eq!(failed(&report), []);
     assert_eq!(report.conclusion(), Conclusion::Trusted);
+    assert!(report.is_of_known_tpm());
     assert_eq!(report.boot.unwrap().reset_count, 7);
     assert_eq!(
         KEY.pair.der_bytes().len(),
         65,
         "the test's key is a P-256 point"
     );
+}
+
+#[test]
+fn without_its_event_log_a_quote_proves_the_tpm_and_not_the_boot() {
+    let silent = Evidence {
+        event_log: None,
+        ..good()
+    };
+    let report = verify(Some(&silent), expected());
+    assert_eq!(failed(&report), []);
+    assert_eq!(report.conclusion(), Conclusion::Unproven);
+    assert!(report.is_of_known_tpm());
+    let other = Evidence {
+        event_log: Some(log()[..log().len() - 55].to_vec()),
+        ..good()
+    };
+    let report = verify(Some(&other), expected());
+    assert_eq!(failed(&report), [Check::EventLogReplay]);
+    assert_eq!(report.conclusion(), Conclusion::Refused);
+    assert!(!report.is_of_known_tpm());
 }
 
 #[test]
@@ -136,18 +178,23 @@ fn each_fault_fails_its_own_check() {
         ),
         (
             "a changed PCR value",
-            change(&|e| e.pcrs[7].1[0] ^= 1),
+            change(&|e| e.pcrs[15].1[0] ^= 1),
             vec![Check::PcrDigest],
         ),
         (
             "a PCR value twice",
-            change(&|e| e.pcrs[15].0 = 14),
+            change(&|e| e.pcrs[11].0 = 10),
             vec![Check::PcrSelection],
         ),
         (
             "PCR values left out",
             change(&|e| e.pcrs.clear()),
             vec![Check::PcrSelection, Check::PcrDigest],
+        ),
+        (
+            "a changed PCR value that the event log explains",
+            change(&|e| e.pcrs[7].1[0] ^= 1),
+            vec![Check::PcrDigest, Check::EventLogReplay],
         ),
         (
             "garbage as event log",
@@ -211,6 +258,7 @@ fn a_device_with_a_tpm_cannot_become_one_without() {
     let report = verify(None, never);
     assert_eq!(failed(&report), []);
     assert_eq!(report.conclusion(), Conclusion::Unproven);
+    assert!(!report.is_of_known_tpm());
 }
 
 #[test]
@@ -228,7 +276,7 @@ fn no_flipped_bit_of_the_signed_bytes_is_trusted() {
 #[test]
 fn a_report_survives_being_kept_as_json() {
     let mut evidence = good();
-    evidence.pcrs[3].1[0] ^= 1;
+    evidence.pcrs[11].1[0] ^= 1;
     let report = verify(Some(&evidence), expected());
     let text = serde_json::to_string(&report).unwrap();
     assert!(

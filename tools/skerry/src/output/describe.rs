@@ -10,8 +10,18 @@ use crate::output::table::Table;
 use crate::terminal::Paint;
 
 /// Field names that come first, in this order; the others follow by the alphabet.
-const LEADING: [&str; 9] = [
-    "name", "kind", "type", "check", "time", "status", "passed", "reason", "message",
+const LEADING: [&str; 11] = [
+    "name",
+    "kind",
+    "type",
+    "check",
+    "time",
+    "status",
+    "conclusion",
+    "level",
+    "outcome",
+    "reason",
+    "message",
 ];
 
 /// Fields whose keys are the operator's own words and stay as they are.
