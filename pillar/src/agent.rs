@@ -37,7 +37,7 @@ use crate::domain::observed::{AppPhase, Observed};
 use crate::paths::Paths;
 use crate::status::Status;
 use crate::supervise::{self, Pace};
-use crate::{attest, bless, config, enrol, link, logs, notify, power, report, tls, uplink};
+use crate::{attest, bless, enrol, follow, link, logs, notify, power, report, tls, uplink};
 
 /// The firmware says that there is a TPM; its device file comes once the driver is bound.
 const TPM_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
@@ -101,6 +101,7 @@ pub async fn run(
         paths.pillar().join("clock"),
         bundle.built_at,
         options.owns_machine,
+        status.clone(),
     );
     let (uplinks_out, uplinks) = watch::channel(Vec::new());
     let network = options.network.clone();
@@ -186,7 +187,7 @@ fn start_tasks(
     }
     task!("enrol", enrol::run);
     task!("attest", attest::run);
-    task!("config", move |ctx| config::run(ctx, desired.clone()));
+    task!("config", move |ctx| follow::run(ctx, desired.clone()));
     task!("info", report::run_info);
     task!("metrics", report::run_metrics);
     task!("link", link::run);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use onboarding::attest::{AttestError, QuoteAnswer, Versions, device};
+use onboarding::eventlog;
 use protocol::eve::attest::{ZAttestReq, ZAttestResponse};
 use protocol::paths;
 
@@ -29,10 +30,6 @@ use crate::context::{Attestation, Context};
 const RETRY: Duration = Duration::from_secs(15);
 /// Rounds that a controller may send us through without an end in sight before it counts as refused.
 const MAX_ROUNDS: u32 = 8;
-/// Where the kernel shows the firmware's event log.
-const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
-/// Largest log that is read: firmware sets aside 64 KiB to 1 MiB for it.
-const MAX_EVENT_LOG: u64 = 4 * 1024 * 1024;
 
 /// Why a try failed.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +178,7 @@ async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
         firmware: ctx.machine.firmware(),
     };
     let request = tokio::task::spawn_blocking(move || {
-        let log = event_log(Path::new(EVENT_LOG));
+        let log = event_log(Path::new(eventlog::PATH));
         device::quote_request(&identity, &nonce, &versions, log.as_deref())
     })
     .await??;
@@ -192,8 +189,11 @@ async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
 fn event_log(path: &Path) -> Option<Vec<u8>> {
     let mut log = Vec::new();
     let file = std::fs::File::open(path).ok()?;
-    file.take(MAX_EVENT_LOG + 1).read_to_end(&mut log).ok()?;
-    (!log.is_empty() && log.len() as u64 <= MAX_EVENT_LOG).then_some(log)
+    // What is larger than the controller takes is of no use to it.
+    file.take(eventlog::MAX_LOG as u64 + 1)
+        .read_to_end(&mut log)
+        .ok()?;
+    (!log.is_empty() && log.len() <= eventlog::MAX_LOG).then_some(log)
 }
 
 #[cfg(test)]
@@ -236,10 +236,10 @@ mod tests {
         assert_eq!(event_log(&path), None);
         std::fs::write(&path, b"log").unwrap();
         assert_eq!(event_log(&path).unwrap(), b"log");
-        std::fs::File::create(&path)
-            .unwrap()
-            .set_len(MAX_EVENT_LOG + 1)
-            .unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(eventlog::MAX_LOG as u64).unwrap();
+        assert_eq!(event_log(&path).unwrap().len(), eventlog::MAX_LOG);
+        file.set_len(eventlog::MAX_LOG as u64 + 1).unwrap();
         assert_eq!(event_log(&path), None);
     }
 }

@@ -1,23 +1,29 @@
 //! What time it is, on a machine whose clock may have stopped at 1970.
 //!
 //! ```text
-//!            floor: the latest of {bundle made, time kept on disk}
+//!            floor: the later of {image made, time kept on disk}
 //!   Floored ------------------------------------------------------> Trusted
-//!      ^   system clock set to the floor if it is below             first authenticated answer of the controller: its
-//!      |                                                            Date header sets the clock, and the floor rises
-//!    boot
+//!      ^   system clock set to the floor if it is below             a signed answer of the controller: its Date header
+//!      |                                                            sets the clock, and the kept floor rises
+//!    boot, or an hour without an answer that confirms the time <-------'
 //! ```
 //!
 //! While the clock is only floored, certificates are checked against a time within their validity instead of against the
 //! clock: the roots are pinned by the image, so that a validity period says when a certificate is to be replaced, and not
 //! whom to trust. Once the clock is trusted, it is used.
+//!
+//! A controller's own clock may be wrong for a while, and the device must get over that. So the clock follows what it is
+//! told, but the floor that outlives a restart follows slowly: a day an hour at most. A floor that is too high all the
+//! same gives way to a controller that names the same earlier time for an hour; only the time at which the image was
+//! made stands for good. And trust that no answer renews lapses, so that a device whose clock was set to 2099 does not
+//! refuse for ever the certificates of the controller that would tell it better.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
+use crate::status::Status;
 
 /// Differences up to this come from the Date header's resolution and the way of the answer, in seconds.
 const TOLERANCE: u64 = 3;
@@ -25,8 +31,30 @@ const TOLERANCE: u64 = 3;
 /// Once the clock was set, only real drift moves it again, in seconds.
 const DRIFT: u64 = 30;
 
-/// How often the floor on the disk is raised.
-const KEEP_EVERY: u64 = 3600;
+/// How far a time may lie below a floor, in seconds: a bundle may have been made by a machine whose clock is ahead of
+/// the controller's.
+const SLACK: u64 = 86_400;
+
+/// How often the kept floor is raised at most.
+const RAISE_EVERY: Duration = Duration::from_secs(3600);
+
+/// By how much it is raised at a time, in seconds.
+const RAISE_BY: u64 = 86_400;
+
+/// How long a controller has to name times below the kept floor until it is believed.
+const INSIST: Duration = Duration::from_secs(3600);
+
+/// How far such times may be from one steady clock, in seconds.
+const STEADY: u64 = 300;
+
+/// How long trust lasts that no answer renews.
+const TRUST: Duration = Duration::from_secs(3600);
+
+/// Topic of the trouble that the controller's time cannot be taken.
+const TROUBLE: &str = "clock";
+
+/// Topic of the trouble that the floor cannot be kept.
+const FLOOR_TROUBLE: &str = "clock.floor";
 
 /// The device's clock. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,11 +66,41 @@ pub struct Clock {
 struct Inner {
     /// Where the floor is kept, or nowhere in tests.
     file: Option<PathBuf>,
-    floor: AtomicU64,
-    kept: AtomicU64,
-    trusted: AtomicBool,
+    state: Mutex<State>,
     /// Whether the system clock may be set at all; not on a build machine.
     may_set: bool,
+    status: Option<Status>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    floors: Floors,
+    /// What lies on the disk.
+    written: u64,
+    /// When an answer confirmed the time last.
+    confirmed: Option<Instant>,
+    /// Whether a signed answer has named a time since the agent started.
+    heard: bool,
+}
+
+/// Below what the time cannot be, in seconds since 1970.
+#[derive(Clone, Debug, Default)]
+struct Floors {
+    /// When the image was made.
+    built: u64,
+    /// What the controller said, as far as it was believed.
+    kept: u64,
+    /// When `kept` was moved.
+    moved: Option<Instant>,
+    /// The first of the times below `kept` that the controller names steadily, and when it did.
+    insisted: Option<(Instant, u64)>,
+}
+
+/// Which floor a time is below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Floor {
+    Image,
+    Kept,
 }
 
 /// What to do about a time that the controller named.
@@ -52,32 +110,85 @@ enum Step {
     Leave,
     /// Set it to this, seconds since 1970.
     Set(u64),
-    /// The named time is before the floor and therefore wrong.
-    Refuse,
+    /// The named time is below a floor.
+    Refuse(Floor),
+}
+
+impl Floors {
+    fn get(&self) -> u64 {
+        self.built.max(self.kept)
+    }
+
+    /// Takes a time that the controller named at `now`.
+    fn hear(&mut self, system: u64, named: u64, tolerance: u64, now: Instant) -> Step {
+        if named.saturating_add(SLACK) < self.built {
+            return Step::Refuse(Floor::Image);
+        }
+        if named.saturating_add(SLACK) < self.kept {
+            let steady = self.insisted.filter(|(since, first)| {
+                let passed = now.saturating_duration_since(*since).as_secs();
+                first.saturating_add(passed).abs_diff(named) <= STEADY
+            });
+            let (since, _) = *self.insisted.insert(steady.unwrap_or((now, named)));
+            if now.saturating_duration_since(since) < INSIST {
+                return Step::Refuse(Floor::Kept);
+            }
+            self.kept = named;
+            self.moved = Some(now);
+        }
+        self.insisted = None;
+        let due = |at: Instant| now.saturating_duration_since(at) >= RAISE_EVERY;
+        if self.moved.is_none_or(due) {
+            let highest = self.get().saturating_add(RAISE_BY);
+            self.kept = self.kept.max(named.min(highest));
+            self.moved = Some(now);
+        }
+        if system.abs_diff(named) <= tolerance {
+            Step::Leave
+        } else {
+            Step::Set(named)
+        }
+    }
 }
 
 impl Clock {
     /// The clock with a floor of `built_at` and of what lies at `file`. Sets the system clock if that is below.
     #[must_use]
-    pub fn start(file: PathBuf, built_at: Option<SystemTime>, may_set: bool) -> Self {
+    pub fn start(
+        file: PathBuf,
+        built_at: Option<SystemTime>,
+        may_set: bool,
+        status: Status,
+    ) -> Self {
         let kept = match durable::read(&file) {
             Ok(bytes) => bytes.and_then(|bytes| parse_floor(&bytes)).unwrap_or(0),
             Err(error) => {
-                tracing::warn!(%error, "time floor");
+                status.raise(
+                    FLOOR_TROUBLE,
+                    &format!(
+                        "the last known time was lost: {error}; until the controller answers, the clock may be behind"
+                    ),
+                );
                 0
             }
         };
-        let built = built_at.map_or(0, seconds);
         let clock = Self {
             inner: Arc::new(Inner {
                 file: Some(file),
-                floor: AtomicU64::new(kept.max(built)),
-                kept: AtomicU64::new(kept),
-                trusted: AtomicBool::new(false),
+                state: Mutex::new(State {
+                    floors: Floors {
+                        built: built_at.map_or(0, seconds),
+                        kept,
+                        ..Floors::default()
+                    },
+                    written: kept,
+                    ..State::default()
+                }),
                 may_set,
+                status: Some(status),
             }),
         };
-        let floor = clock.inner.floor.load(Ordering::Relaxed);
+        let floor = clock.state().floors.get();
         if seconds(SystemTime::now()) < floor {
             clock.set_system(floor);
         }
@@ -87,27 +198,42 @@ impl Clock {
     /// A clock that is not kept, sets nothing, and is floored at `floor`.
     #[must_use]
     pub fn unset(floor: SystemTime) -> Self {
+        let floors = Floors {
+            built: seconds(floor),
+            ..Floors::default()
+        };
         Self {
             inner: Arc::new(Inner {
                 file: None,
-                floor: AtomicU64::new(seconds(floor)),
-                kept: AtomicU64::new(0),
-                trusted: AtomicBool::new(false),
+                state: Mutex::new(State {
+                    floors,
+                    ..State::default()
+                }),
                 may_set: false,
+                status: None,
             }),
         }
     }
 
-    /// Whether the controller has confirmed the time since the agent started.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the controller has confirmed the time within the last hour.
     #[must_use]
     pub fn trusted(&self) -> bool {
-        self.inner.trusted.load(Ordering::Relaxed)
+        self.state()
+            .confirmed
+            .is_some_and(|confirmed| confirmed.elapsed() < TRUST)
     }
 
     /// The time: the system clock's, but never below the floor.
     #[must_use]
     pub fn now(&self) -> SystemTime {
-        let floor = UNIX_EPOCH + Duration::from_secs(self.inner.floor.load(Ordering::Relaxed));
+        let floor = UNIX_EPOCH + Duration::from_secs(self.state().floors.get());
         SystemTime::now().max(floor)
     }
 
@@ -117,81 +243,139 @@ impl Clock {
         seconds(self.now())
     }
 
-    /// Takes the `Date` header of an authenticated answer (RFC 9110, section 5.6.7). Returns whether the clock was set.
+    /// Takes the `Date` header of a signed answer (RFC 9110, section 5.6.7). Returns whether the clock was set.
     pub fn learn(&self, date: &str) -> bool {
+        self.state().heard = true;
+        self.confirm(date)
+    }
+
+    /// The same of an answer that TLS alone vouches for: enough to keep a good clock good and to put a doubtful one
+    /// right, not to tell the time first.
+    pub fn confirm(&self, date: &str) -> bool {
         let Some(named) = parse_http_date(date) else {
             tracing::warn!(date, "controller's Date header not understood");
             return false;
         };
-        let floor = self.inner.floor.load(Ordering::Relaxed);
         let tolerance = if self.trusted() { DRIFT } else { TOLERANCE };
-        match plan(seconds(SystemTime::now()), named, floor, tolerance) {
-            Step::Refuse => {
-                tracing::warn!(
-                    date,
-                    "controller's time is before this device's image was made; not taken"
-                );
+        let (step, floors, keep) = {
+            let mut state = self.state();
+            if !state.heard {
+                return false;
+            }
+            let system = seconds(SystemTime::now());
+            let now = Instant::now();
+            let step = state.floors.hear(system, named, tolerance, now);
+            if !matches!(step, Step::Refuse(_)) {
+                state.confirmed = Some(now);
+            }
+            let kept = state.floors.kept;
+            let keep = (std::mem::replace(&mut state.written, kept) != kept).then_some(kept);
+            (step, state.floors.clone(), keep)
+        };
+        if let Some(kept) = keep {
+            self.keep(kept);
+        }
+        match step {
+            Step::Refuse(floor) => {
+                self.raise(TROUBLE, &refusal(named, floor, &floors));
                 false
             }
             Step::Leave => {
-                self.trust(named);
+                self.clear(TROUBLE);
                 false
             }
             Step::Set(to) => {
-                self.set_system(to);
-                self.trust(named);
+                if self.set_system(to) {
+                    self.clear(TROUBLE);
+                }
                 true
             }
         }
     }
 
-    fn trust(&self, named: u64) {
-        self.inner.trusted.store(true, Ordering::Relaxed);
-        self.inner.floor.fetch_max(named, Ordering::Relaxed);
-        let kept = self.inner.kept.load(Ordering::Relaxed);
-        let Some(file) = self
-            .inner
-            .file
-            .clone()
-            .filter(|_| named >= kept.saturating_add(KEEP_EVERY))
-        else {
+    fn keep(&self, kept: u64) {
+        let Some(file) = self.inner.file.clone() else {
             return;
         };
-        self.inner.kept.store(named, Ordering::Relaxed);
+        let clock = self.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = durable::write(&file, named.to_string().as_bytes()) {
-                tracing::warn!(%error, "time floor not kept");
+            match durable::write(&file, kept.to_string().as_bytes()) {
+                Ok(()) => clock.clear(FLOOR_TROUBLE),
+                Err(error) => clock.raise(
+                    FLOOR_TROUBLE,
+                    &format!(
+                        "the time cannot be kept: {error}; after a restart without a battery the clock will be behind"
+                    ),
+                ),
             }
         });
     }
 
-    fn set_system(&self, to: u64) {
+    /// Sets the system clock; false if it cannot be. Where it may not be set, it is right.
+    fn set_system(&self, to: u64) -> bool {
         if !self.inner.may_set {
-            return;
+            return true;
         }
         let Ok(tv_sec) = libc::time_t::try_from(to) else {
-            return;
+            return false;
         };
         let time = libc::timespec { tv_sec, tv_nsec: 0 };
         // SAFETY: clock_settime reads one timespec that lives through the call, and changes nothing in this process.
         let result = unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) };
         if result == 0 {
             tracing::info!(to, "clock set");
-        } else {
-            tracing::warn!(to, error = %std::io::Error::last_os_error(), "clock not set");
+            return true;
+        }
+        let error = std::io::Error::last_os_error();
+        self.raise(
+            TROUBLE,
+            &format!(
+                "the clock cannot be set to {}: {error}; times that this device tells are wrong",
+                date(to)
+            ),
+        );
+        false
+    }
+
+    fn raise(&self, topic: &str, message: &str) {
+        match &self.inner.status {
+            Some(status) => status.raise(topic, message),
+            None => tracing::warn!(topic, "{message}"),
+        }
+    }
+
+    fn clear(&self, topic: &str) {
+        if let Some(status) = &self.inner.status {
+            status.clear(topic);
         }
     }
 }
 
-fn plan(system: u64, named: u64, floor: u64, tolerance: u64) -> Step {
-    // A day of slack: the bundle may have been made by a machine whose clock is ahead of the controller's.
-    if named.saturating_add(86_400) < floor {
-        Step::Refuse
-    } else if system.abs_diff(named) <= tolerance {
-        Step::Leave
-    } else {
-        Step::Set(named)
+/// Why a time is not taken, and what will become of it.
+fn refusal(named: u64, floor: Floor, floors: &Floors) -> String {
+    let named = date(named);
+    match floor {
+        Floor::Image => format!(
+            "the controller's clock says {named}, but this device's image was made at {}; its time is not taken",
+            date(floors.built)
+        ),
+        Floor::Kept => format!(
+            "the controller's clock says {named}, but the controller said before that it was {}; its time is taken if it \
+             keeps to it for {} minutes",
+            date(floors.kept),
+            INSIST.as_secs() / 60
+        ),
     }
+}
+
+fn date(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(
+            || format!("{seconds} s after 1970"),
+            |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        )
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -218,6 +402,7 @@ mod tests {
 
     const DATE: &str = "Fri, 20 Nov 2026 20:00:00 GMT";
     const AT: u64 = 1_795_204_800;
+    const HOUR: u64 = 3600;
 
     #[test]
     fn dates() {
@@ -238,64 +423,157 @@ mod tests {
 
     #[test]
     fn what_to_do_about_a_named_time() {
+        let built = |built| Floors {
+            built,
+            ..Floors::default()
+        };
+        let kept = |kept| Floors {
+            kept,
+            ..Floors::default()
+        };
+        let none = Floors::default;
         let table = [
-            ("right", AT, AT, 0, Step::Leave),
-            ("off by the header's resolution", AT + 2, AT, 0, Step::Leave),
-            ("1970", 60, AT, 0, Step::Set(AT)),
-            ("in the future", AT + 1_000_000, AT, 0, Step::Set(AT)),
+            ("right", AT, AT, none(), Step::Leave),
             (
-                "controller below the floor",
+                "off by the header's resolution",
+                AT + 2,
+                AT,
+                none(),
+                Step::Leave,
+            ),
+            ("1970", 60, AT, none(), Step::Set(AT)),
+            ("in the future", AT + 1_000_000, AT, none(), Step::Set(AT)),
+            (
+                "before the image was made",
                 AT,
                 AT - 200_000,
-                AT,
-                Step::Refuse,
+                built(AT),
+                Step::Refuse(Floor::Image),
             ),
             (
-                "controller a little below the floor",
+                "before the time that was kept",
+                AT,
+                AT - 200_000,
+                kept(AT),
+                Step::Refuse(Floor::Kept),
+            ),
+            (
+                "a little below a floor",
                 AT + 90,
                 AT - 90,
-                AT,
+                built(AT),
                 Step::Set(AT - 90),
             ),
         ];
-        for (name, system, named, floor, step) in table {
-            assert_eq!(plan(system, named, floor, TOLERANCE), step, "{name}");
+        for (name, system, named, mut floors, step) in table {
+            assert_eq!(
+                floors.hear(system, named, TOLERANCE, Instant::now()),
+                step,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_controller_from_2099_moves_the_floor_by_a_day_an_hour_and_the_floor_heals() {
+        let far = parse_http_date("Thu, 31 Dec 2099 00:00:00 GMT").unwrap();
+        let begun = Instant::now();
+        let after = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut floors = Floors {
+            built: AT,
+            ..Floors::default()
+        };
+        // Ten hours of answers, one a minute.
+        for minute in 0..600 {
+            let step = floors.hear(AT, far + minute * 60, TOLERANCE, after(minute * 60));
+            assert_eq!(step, Step::Set(far + minute * 60));
+        }
+        let kept = floors.kept;
+        assert_eq!(kept, AT + 10 * RAISE_BY);
+
+        // Then it is put right. It is refused while it could be a slip, and believed when it keeps to it.
+        let right = |second: u64| AT + 10 * HOUR + second;
+        let then = |second: u64| after(10 * HOUR + second);
+        let refused = Step::Refuse(Floor::Kept);
+        for second in [0, 600, 3540] {
+            assert_eq!(
+                floors.hear(far, right(second), TOLERANCE, then(second)),
+                refused
+            );
+        }
+        // A time that jumps about is no steady clock: it begins anew.
+        assert_eq!(
+            floors.hear(far, right(0) - 7200, TOLERANCE, then(3600)),
+            refused
+        );
+        for second in [3660, 7200] {
+            assert_eq!(
+                floors.hear(far, right(second), TOLERANCE, then(second)),
+                refused
+            );
+        }
+        let at = 3660 + 3600;
+        assert_eq!(
+            floors.hear(far, right(at), TOLERANCE, then(at)),
+            Step::Set(right(at))
+        );
+        assert!(floors.kept < kept);
+        // Never below the image.
+        for second in 0..10 {
+            let step = floors.hear(AT, AT - 100_000, TOLERANCE, then(at + second * 3600));
+            assert_eq!(step, Step::Refuse(Floor::Image));
         }
     }
 
     #[tokio::test]
-    async fn the_floor_is_the_latest_of_bundle_and_disk_and_rises_with_the_controllers_time() {
+    async fn the_floor_is_the_latest_of_bundle_and_disk_and_the_trouble_names_which_one_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("clock");
         let far = UNIX_EPOCH + Duration::from_secs(5_000_000_000);
-        let clock = Clock::start(file.clone(), Some(far), false);
+        let (status, _) = Status::to_memory();
+        let clock = Clock::start(file.clone(), Some(far), false, status.clone());
+        let trouble = || {
+            let board = status.troubles();
+            let board = board.borrow();
+            board.get(TROUBLE).map(|trouble| trouble.message.clone())
+        };
         assert!(!clock.trusted());
         assert_eq!(clock.seconds(), 5_000_000_000);
         assert!(!clock.learn(DATE), "a time before the floor is refused");
         assert!(!clock.trusted());
+        let text = trouble().unwrap();
+        assert!(
+            text.contains("says 2026-11-20 20:00 UTC") && text.contains("image was made at 2128"),
+            "{text}"
+        );
 
         assert!(clock.learn("Tue, 31 Dec 2199 00:00:00 GMT"));
         assert!(clock.trusted());
+        assert_eq!(trouble(), None);
         for _ in 0..200 {
             if file.exists() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let again = Clock::start(file, None, false);
-        assert_eq!(
-            again.seconds(),
-            parse_http_date("Tue, 31 Dec 2199 00:00:00 GMT").unwrap()
-        );
+        let again = Clock::start(file, None, false, status.clone());
+        assert_eq!(again.seconds(), 5_000_000_000 + RAISE_BY);
         assert!(!again.trusted());
+        assert!(!again.confirm(DATE), "nothing was signed yet");
+        assert_eq!(trouble(), None);
+        again.learn(DATE);
+        let text = trouble().unwrap();
+        assert!(text.contains("said before"), "{text}");
     }
 
     #[test]
-    fn a_damaged_floor_is_no_floor() {
+    fn a_damaged_floor_is_no_floor_and_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("clock");
         std::fs::write(&file, b"rubbish").unwrap();
-        let clock = Clock::start(file, None, false);
+        let (status, _) = Status::to_memory();
+        let clock = Clock::start(file, None, false, status.clone());
         assert!(clock.seconds() < 5_000_000_000);
+        assert!(status.troubles().borrow().contains_key(FLOOR_TROUBLE));
     }
 }

@@ -18,8 +18,8 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::context::Context;
 use crate::domain::ids::AppId as DomainAppId;
-use crate::link::{self, Socket};
 use crate::peer;
+use crate::websocket::{self, Socket};
 
 /// Bytes taken from a console at once.
 const CHUNK: usize = 4 * 1024;
@@ -30,7 +30,7 @@ const STALL: Duration = Duration::from_secs(30);
 pub enum Error {
     /// The way to the controller.
     #[error(transparent)]
-    Link(#[from] link::Error),
+    Open(#[from] websocket::Error),
     /// The WebSocket broke.
     #[error("console session: {0}")]
     Broken(#[from] tungstenite::Error),
@@ -52,7 +52,7 @@ pub enum Error {
 /// # Errors
 /// When either side breaks.
 pub async fn serve(ctx: &Context, session: SessionId, app: AppId) -> Result<(), Error> {
-    let mut socket = link::connect(&ctx.conn, &paths::console(session)).await?;
+    let mut socket = websocket::connect(&ctx.conn, &paths::console(session)).await?;
     let path = ctx
         .observed
         .borrow()

@@ -5,11 +5,11 @@
 //! | fact | written by | watched by |
 //! |---|---|---|
 //! | `device` | `enrol` | all that send |
-//! | `attestation` | `attest` | `config`, `report`, `bless` |
-//! | `config` | `config` | `report`, `logs` |
+//! | `attestation` | `attest` | `follow`, `report`, `bless` |
+//! | `config` | `follow` | `report`, `logs` |
 //! | `uplinks` | `uplink` | `report` |
 //! | `observed` | reconcilers | `report`, `link` |
-//! | `contact` | `config`, `link` | `report`, `logs`, `bless` |
+//! | `contact` | `follow`, `link` | `report`, `logs`, `bless` |
 
 use std::sync::Arc;
 use std::time::SystemTime;

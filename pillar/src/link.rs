@@ -17,24 +17,15 @@ use protocol::link::{
     CLOSE_REFUSED, MAX_MESSAGE, PING_INTERVAL, PROOF_TIMEOUT, Proof, SILENCE_LIMIT, ServerMessage,
 };
 use protocol::paths;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::{self, Message, protocol::WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::backoff::Backoff;
-use crate::conn::{Connection, chain};
 use crate::console;
 use crate::context::Context;
+use crate::websocket;
 
-/// A WebSocket over TLS to the controller.
-pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
-
-const DIAL: Duration = Duration::from_secs(15);
 /// Delays between tries.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Delay after a controller that has no link.
@@ -42,35 +33,12 @@ const NO_LINK: Duration = Duration::from_secs(900);
 /// Consoles open at the same time; more are not served.
 const MAX_CONSOLES: usize = 16;
 
-/// Why there is no WebSocket.
+/// Why the link ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The controller cannot be reached.
-    #[error("{operation} {url}: {reason}")]
-    Connect {
-        /// Which step.
-        operation: &'static str,
-        /// Where to.
-        url: String,
-        /// Why not.
-        reason: String,
-    },
-    /// It answered with something else.
-    #[error("{url} answered {status} instead of opening a WebSocket")]
-    NoUpgrade {
-        /// What was asked.
-        url: String,
-        /// HTTP status.
-        status: u16,
-    },
-    /// It took too long.
-    #[error("{operation} {url}: no answer in time")]
-    Timeout {
-        /// Which step.
-        operation: &'static str,
-        /// Where to.
-        url: String,
-    },
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] websocket::Error),
     /// What came is not what should.
     #[error("link: {0}")]
     Message(String),
@@ -85,56 +53,6 @@ pub enum Error {
     Sign(#[from] crate::conn::Error),
 }
 
-/// Opens a WebSocket to a path of the controller.
-///
-/// # Errors
-/// [`Error`]; nothing takes longer than 15 s a step.
-pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
-    let server = conn.server();
-    let url = format!("wss://{}{path}", server.authority());
-    let failed = |operation, reason| Error::Connect {
-        operation,
-        url: url.clone(),
-        reason,
-    };
-    let late = |operation| Error::Timeout {
-        operation,
-        url: url.clone(),
-    };
-    let bare = server
-        .host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    let tcp = timeout(DIAL, TcpStream::connect((bare.as_str(), server.port)))
-        .await
-        .map_err(|_| late("connecting to"))?
-        .map_err(|error| failed("connecting to", error.to_string()))?;
-    // Console keys are single bytes.
-    tcp.set_nodelay(true)
-        .map_err(|error| failed("connecting to", error.to_string()))?;
-    let name = ServerName::try_from(bare).map_err(|error| failed("naming", error.to_string()))?;
-    let tls = timeout(DIAL, TlsConnector::from(conn.tls()).connect(name, tcp))
-        .await
-        .map_err(|_| late("TLS to"))?
-        .map_err(|error| failed("TLS to", error.to_string()))?;
-    let mut limits = WebSocketConfig::default();
-    limits.read_buffer_size = 4 * 1024;
-    limits.write_buffer_size = 0;
-    limits.max_write_buffer_size = 256 * 1024;
-    limits.max_message_size = Some(64 * 1024);
-    limits.max_frame_size = Some(64 * 1024);
-    let upgrade = tokio_tungstenite::client_async_with_config(&url, tls, Some(limits));
-    match timeout(DIAL, upgrade).await.map_err(|_| late("opening"))? {
-        Ok((socket, _)) => Ok(socket),
-        Err(tungstenite::Error::Http(response)) => Err(Error::NoUpgrade {
-            url: url.clone(),
-            status: response.status().as_u16(),
-        }),
-        Err(error) => Err(failed("opening", chain(&error))),
-    }
-}
-
 /// Keeps the link open for as long as the agent lives.
 ///
 /// # Errors
@@ -145,10 +63,10 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
         let opened = Instant::now();
         let error = match session(&ctx).await {
             Ok(()) => "closed by the controller".to_owned(),
-            Err(Error::NoUpgrade {
+            Err(Error::Open(websocket::Error::NoUpgrade {
                 url,
                 status: status @ (404 | 405 | 501),
-            }) => {
+            })) => {
                 tracing::info!(
                     url,
                     status,
@@ -176,13 +94,10 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
 /// One connection, until it ends.
 async fn session(ctx: &Arc<Context>) -> Result<(), Error> {
     let device = ctx.device_id().await;
-    let mut socket = connect(&ctx.conn, paths::LINK).await?;
+    let mut socket = websocket::connect(&ctx.conn, paths::LINK).await?;
     let hello = timeout(PROOF_TIMEOUT, socket.next())
         .await
-        .map_err(|_| Error::Timeout {
-            operation: "waiting for",
-            url: paths::LINK.to_owned(),
-        })?;
+        .map_err(|_| Error::Message("no hello in time".to_owned()))?;
     let nonce = match hello {
         Some(Ok(Message::Text(text))) => match read(&text)? {
             ServerMessage::Hello { nonce } => nonce,

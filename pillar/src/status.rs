@@ -28,6 +28,12 @@ pub struct Status {
     inner: Arc<Inner>,
 }
 
+impl std::fmt::Debug for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Status").finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     sinks: Vec<Sink>,
     said: Mutex<BTreeMap<String, String>>,

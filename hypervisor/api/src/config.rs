@@ -7,6 +7,17 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Most vCPUs that a machine can have.
+pub const MAX_VCPUS: u8 = 16;
+/// Least memory that a machine can have, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 16;
+/// Most memory that a machine can have, in MiB: 1 TiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Longest kernel command line, in bytes.
+pub const MAX_COMMAND_LINE: usize = 2047;
+/// Most devices that a machine can have: disks, network interfaces, virtio consoles, vsock and entropy source together.
+pub const MAX_DEVICES: usize = 31;
+
 /// What [`VmConfig::shutdown_grace_seconds`] is unless the description says otherwise.
 pub const SHUTDOWN_GRACE_SECONDS: u16 = 30;
 

@@ -121,6 +121,34 @@ pub struct App {
     pub purge_counter: u32,
 }
 
+impl App {
+    /// Disks that its machine has; 0 for a native container.
+    #[must_use]
+    pub fn disks(&self) -> usize {
+        match self.runtime {
+            // User data comes on a disk of its own.
+            Runtime::Machine { .. } => self.volumes.len() + usize::from(self.user_data.is_some()),
+            // The image's root file system, which all of its apps share, and a writable layer in the place of the first
+            // volume.
+            Runtime::ContainerMicrovm => self.volumes.len() + 1,
+            Runtime::ContainerNative => 0,
+        }
+    }
+
+    /// Devices that its machine has; 0 for a native container.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        let own = match self.runtime {
+            // Console and entropy.
+            Runtime::Machine { .. } => 2,
+            // Console, output, entropy and vsock.
+            Runtime::ContainerMicrovm => 4,
+            Runtime::ContainerNative => return 0,
+        };
+        own + self.disks() + self.interfaces.len()
+    }
+}
+
 /// How an app is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Runtime {

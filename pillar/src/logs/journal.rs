@@ -9,7 +9,6 @@ use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 use uuid::Uuid;
 
-use super::window::Owner;
 use crate::domain::ids::AppId;
 
 /// The fields that are asked for; `__CURSOR` and the timestamps always come.
@@ -21,6 +20,15 @@ pub const FIELDS: &str =
 const MAX_LINE: usize = 512 * 1024;
 /// Longest text that is sent of one entry; a bundle has 64 KiB.
 const MAX_CONTENT: usize = 32 * 1024;
+
+/// Whose log an entry belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// The device's.
+    Device,
+    /// An app's.
+    App(AppId),
+}
 
 /// An entry of the journal on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,6 @@
 pub mod journal;
 pub mod window;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -30,7 +29,8 @@ use tokio::io::{AsyncBufRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use self::window::{Owner, Window};
+use self::journal::Owner;
+use self::window::Window;
 use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::domain::ids::AppId as DomainAppId;
@@ -45,6 +45,9 @@ const KEEP_CURSOR: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 /// Tries of a bundle that the controller does not want before it is let go; EVE gives it ten over hours.
 const UNWANTED_TRIES: u32 = 3;
+
+/// Topic of the trouble that nobody remembers how far the log was sent.
+const CURSOR_TROUBLE: &str = "logs.cursor";
 
 /// Why reading the journal ended.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +72,21 @@ pub fn cursor_file(paths: &Paths) -> PathBuf {
 /// When the journal cannot be read; the supervisor starts this again.
 pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     let device = ctx.device_id().await;
-    let cursor = kept_cursor(&ctx.paths);
+    let cursor = match kept_cursor(&ctx.paths) {
+        Ok(cursor) => {
+            ctx.status.clear(CURSOR_TROUBLE);
+            cursor
+        }
+        Err(error) => {
+            ctx.status.raise(
+                CURSOR_TROUBLE,
+                &format!(
+                    "how far the log was sent is lost: {error}; what came since the device started is sent again"
+                ),
+            );
+            None
+        }
+    };
     let mut child = journalctl(&program, cursor.as_deref())?;
     let stdout = child.stdout.take().ok_or(Error::Ended)?;
     let shipper = Shipper { ctx, device };
@@ -79,11 +96,11 @@ pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     result
 }
 
-fn kept_cursor(paths: &Paths) -> Option<String> {
-    let bytes = durable::read(&cursor_file(paths)).ok()??;
-    String::from_utf8(bytes)
-        .ok()
-        .filter(|cursor| journal::good_cursor(cursor))
+fn kept_cursor(paths: &Paths) -> Result<Option<String>, durable::Error> {
+    let bytes = durable::read(&cursor_file(paths))?;
+    Ok(bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .filter(|cursor| journal::good_cursor(cursor)))
 }
 
 fn journalctl(program: &Path, cursor: Option<&str>) -> std::io::Result<Child> {
@@ -147,8 +164,15 @@ async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> R
         {
             kept_at = Instant::now();
             let file = cursor_file(&shipper.ctx.paths);
-            if let Err(error) = durable::store(file, cursor.into_bytes()).await {
-                shipper.ctx.status.raise("disk", &error.to_string());
+            let status = &shipper.ctx.status;
+            match durable::store(file, cursor.into_bytes()).await {
+                Ok(()) => status.clear(CURSOR_TROUBLE),
+                Err(error) => status.raise(
+                    CURSOR_TROUBLE,
+                    &format!(
+                        "how far the log was sent cannot be kept: {error}; after a restart some of it is sent again"
+                    ),
+                ),
             }
         }
     }
@@ -181,7 +205,13 @@ impl Shipper {
                     parts.push(second);
                     parts.push(first);
                 }
-                Err(error) => tracing::warn!(%error, "log entries let go"),
+                Err(error) => self.ctx.status.raise(
+                    "logs",
+                    &format!(
+                        "a log entry of {} could not be packed and is lost: {error}",
+                        self.name(owner)
+                    ),
+                ),
             }
         }
     }
@@ -206,7 +236,11 @@ impl Shipper {
                     if unwanted >= UNWANTED_TRIES {
                         self.ctx.status.raise(
                             "logs",
-                            &format!("the controller does not take logs: {error}"),
+                            &format!(
+                                "the controller does not take log entries of {}: {error}; they are lost here and stay in the \
+                                 device's journal",
+                                self.name(owner)
+                            ),
                         );
                         return;
                     }
@@ -232,6 +266,13 @@ impl Shipper {
         }
     }
 
+    fn name(&self, owner: Owner) -> String {
+        match owner {
+            Owner::Device => "the device".to_owned(),
+            Owner::App(app) => format!("app {}", self.app_name(app)),
+        }
+    }
+
     fn app_name(&self, app: DomainAppId) -> String {
         let config = self.ctx.config.borrow();
         config
@@ -249,6 +290,3 @@ impl Shipper {
             .unwrap_or(0)
     }
 }
-
-/// Entries by whose log they are, in the order in which owners came up.
-pub type Batches = BTreeMap<Owner, Vec<LogEntry>>;

@@ -1,23 +1,17 @@
 //! A window of journal entries on their way to the controller.
 
+use std::collections::BTreeMap;
+
 use protocol::logs::LogEntry;
 use tokio::time::Instant;
 
-use super::Batches;
-use super::journal::Entry;
-use crate::domain::ids::AppId;
+use super::journal::{Entry, Owner};
 
 const MAX_ENTRIES: usize = 256;
 const MAX_BYTES: usize = 192 * 1024;
 
-/// Whose log an entry belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Owner {
-    /// The device's.
-    Device,
-    /// An app's.
-    App(AppId),
-}
+/// Entries by whose log they are.
+pub type Batches = BTreeMap<Owner, Vec<LogEntry>>;
 
 /// Entries that are sent together.
 #[derive(Debug, Default)]

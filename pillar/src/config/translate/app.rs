@@ -1,10 +1,13 @@
 //! App instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hypervisor_api::config::{
+    MAX_COMMAND_LINE, MAX_DEVICES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB,
+};
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
 
 use super::{Object, Work, uuid};
@@ -13,10 +16,8 @@ use crate::domain::desired::{
 };
 use crate::domain::ids::{NetworkId, VolumeId};
 
-/// What the monitor takes: `hypervisor_api::config::VmConfig`.
-const MAX_VCPUS: u32 = 16;
-/// Least memory of a microVM that gets as far as its init.
-const MIN_MEMORY_MIB: u32 = 16;
+/// Disks that have a name of one letter, `vda` to `vdz`.
+const MAX_DISKS: usize = 26;
 
 /// Device ports given away so far, with the app that has them.
 #[derive(Default)]
@@ -25,6 +26,25 @@ pub(super) struct Ports(BTreeMap<(bool, u16), String>);
 impl Ports {
     fn key(map: &PortMap) -> (bool, u16) {
         (map.protocol == Protocol::Udp, map.device_port)
+    }
+
+    /// Gives an app its ports, all or none.
+    fn claim(&mut self, app: &str, interfaces: &[AppInterface]) -> Result<(), String> {
+        let mut own = BTreeSet::new();
+        for map in interfaces.iter().flat_map(|plug| &plug.port_maps) {
+            let (key, port) = (Self::key(map), map.device_port);
+            if let Some(owner) = self.0.get(&key) {
+                return Err(format!(
+                    "port {port} of the device is given to app {owner} already"
+                ));
+            }
+            if !own.insert(key) {
+                return Err(format!("it wants port {port} of the device twice"));
+            }
+        }
+        self.0
+            .extend(own.into_iter().map(|key| (key, app.to_owned())));
+        Ok(())
     }
 }
 
@@ -55,12 +75,20 @@ pub(super) fn app(
             vm.memory
         ));
     }
-    let vcpus = vm.vcpus.max(1);
-    if vcpus > MAX_VCPUS {
+    if memory_mib > MAX_MEMORY_MIB {
         return Err(format!(
-            "{vcpus} vCPUs are too many; up to {MAX_VCPUS} are possible"
+            "{memory_mib} MiB of memory are too many; up to {MAX_MEMORY_MIB} are possible"
         ));
     }
+    let vcpus = u8::try_from(vm.vcpus.max(1))
+        .ok()
+        .filter(|vcpus| *vcpus <= MAX_VCPUS)
+        .ok_or_else(|| {
+            format!(
+                "{} vCPUs are too many; up to {MAX_VCPUS} are possible",
+                vm.vcpus
+            )
+        })?;
 
     let volumes = config
         .volume_ref_list
@@ -92,27 +120,10 @@ pub(super) fn app(
         _ => (environment(user_data.as_deref().unwrap_or_default())?, None),
     };
 
-    let maps: Vec<PortMap> = interfaces
-        .iter()
-        .flat_map(|interface| interface.port_maps.iter().copied())
-        .collect();
-    for map in &maps {
-        if let Some(owner) = ports.0.get(&Ports::key(map)) {
-            return Err(format!(
-                "port {} of the device is given to app {owner} already",
-                map.device_port
-            ));
-        }
-    }
-    ports.0.extend(
-        maps.iter()
-            .map(|map| (Ports::key(map), config.displayname.clone())),
-    );
-
-    Ok(App {
+    let app = App {
         name: config.displayname.clone(),
         activate: config.activate,
-        vcpus: u8::try_from(vcpus).unwrap_or(1),
+        vcpus,
         memory_mib,
         runtime,
         volumes,
@@ -121,7 +132,32 @@ pub(super) fn app(
         user_data,
         restart_counter: config.restart.as_ref().map_or(0, |command| command.counter),
         purge_counter: config.purge.as_ref().map_or(0, |command| command.counter),
-    })
+    };
+    fits(&app)?;
+    ports.claim(&app.name, &app.interfaces)?;
+    Ok(app)
+}
+
+/// Whether a monitor takes the machine; one that it refuses would be started over and over.
+fn fits(app: &App) -> Result<(), String> {
+    if let Runtime::Machine { cmdline } = &app.runtime
+        && (cmdline.len() > MAX_COMMAND_LINE || cmdline.contains('\0'))
+    {
+        return Err(format!(
+            "its kernel command line has {} bytes; up to {MAX_COMMAND_LINE} without a zero byte are possible",
+            cmdline.len()
+        ));
+    }
+    let (disks, devices) = (app.disks(), app.devices());
+    if disks > MAX_DISKS || devices > MAX_DEVICES {
+        return Err(format!(
+            "{} volumes and {} interfaces are too many: with what every machine has they are {devices} devices, \
+             {disks} of them disks, and there is room for {MAX_DEVICES}, {MAX_DISKS} of them disks",
+            app.volumes.len(),
+            app.interfaces.len()
+        ));
+    }
+    Ok(())
 }
 
 fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, String> {
@@ -284,8 +320,8 @@ fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<Strin
 fn environment(text: &str) -> Result<Vec<String>, String> {
     text.lines()
         .map(|line| line.trim_end_matches('\r'))
-        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
         .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'))
         .map(|(index, line)| match line.split_once('=') {
             Some((name, value))
                 if !name.is_empty()

@@ -458,7 +458,7 @@ fn access_rules() {
 #[test]
 fn one_bad_app_does_not_take_the_others_away() {
     type Change = fn(&mut AppInstanceConfig);
-    let table: [(&str, Change, &str); 12] = [
+    let table: [(&str, Change, &str); 15] = [
         ("no id", |a| a.uuidandversion = None, "not a UUID"),
         ("no resources", |a| a.fixedresources = None, "no resources"),
         (
@@ -499,6 +499,24 @@ fn one_bad_app_does_not_take_the_others_away() {
         ),
         ("bad user data", |a| a.user_data = "%%%".into(), "base64"),
         ("taken port", |_| (), "given to app hello already"),
+        (
+            "one port twice",
+            |a| {
+                let acls = &mut a.interfaces[0].acls;
+                acls.extend([port_map("tcp", "8081", 80), port_map("tcp", "8081", 81)]);
+            },
+            "port 8081 of the device twice",
+        ),
+        (
+            "too much memory",
+            |a| a.fixedresources.as_mut().unwrap().memory = u32::MAX,
+            "MiB of memory are too many",
+        ),
+        (
+            "more interfaces than the bus has slots",
+            |a| a.interfaces = vec![a.interfaces[0].clone(); 26],
+            "room for 31",
+        ),
     ];
     for (name, change, reason) in table {
         let mut config = config();
@@ -578,6 +596,56 @@ fn environment_lines_that_are_none_are_not_quoted() {
         out.faults[0].message,
         "line 2 of its environment is not NAME=value"
     );
+    // Lines are counted as an editor counts them.
+    config.apps[0].user_data = BASE64.encode("# comment\n\nA=1\n\npassword\n");
+    let out = translate(&config, &Table);
+    assert_eq!(
+        out.faults[0].message,
+        "line 5 of its environment is not NAME=value"
+    );
+}
+
+#[test]
+fn ports_of_an_app_that_is_refused_are_free_for_the_next() {
+    let mut config = config();
+    let mut good = config.apps[0].clone();
+    good.uuidandversion = versioned("00000000-0000-4000-8000-00000000000b");
+    let acls = &mut config.apps[0].interfaces[0].acls;
+    acls.push(port_map("tcp", "8080", 81));
+    // TCP and UDP are apart.
+    good.interfaces[0].acls.push(port_map("udp", "8080", 80));
+    config.apps.push(good);
+    let out = translate(&config, &Table);
+    assert_eq!((out.desired.apps.len(), out.faults.len()), (1, 1));
+    assert!(out.faults[0].message.contains("twice"), "{:?}", out.faults);
+}
+
+#[test]
+fn what_the_monitor_would_refuse_is_refused_here() {
+    let machine = |length: usize, interfaces: usize| {
+        let mut config = config();
+        config.content_info[0].iformat = Format::Raw.into();
+        let app = &mut config.apps[0];
+        app.fixedresources.as_mut().unwrap().extraargs = "x".repeat(length);
+        app.interfaces[0].acls.clear();
+        app.interfaces = vec![app.interfaces[0].clone(); interfaces];
+        translate(&config, &Table).faults
+    };
+    // Console, entropy, root disk, seed of the user data: 4 of 31.
+    assert_eq!(machine(2047, 27), []);
+    assert!(
+        machine(2048, 1)[0]
+            .message
+            .contains("command line has 2048 bytes")
+    );
+    assert!(machine(1, 28)[0].message.contains("room for 31"));
+    // A native container has no monitor.
+    let mut config = config();
+    let app = &mut config.apps[0];
+    app.fixedresources.as_mut().unwrap().virtualization_mode = VmMode::Nohyper.into();
+    app.interfaces[0].acls.clear();
+    app.interfaces = vec![app.interfaces[0].clone(); 40];
+    assert_eq!(translate(&config, &Table).faults, []);
 }
 
 #[test]

@@ -423,3 +423,114 @@ pub fn unit(name: String, start: &Start, paths: &Paths, app_dir: &Path) -> UnitS
         properties,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use guest_api::ContainerSpec;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::desired::{App, Runtime, VolumeMount as Mount};
+    use crate::domain::ids::{AppId, VolumeId};
+    use crate::reconcile::ledger::Ledger;
+    use crate::reconcile::workload::start::StartNet;
+
+    /// What the config's translation counts is what the monitor is told.
+    #[test]
+    fn a_machine_has_the_devices_that_were_counted_for_it() {
+        let id = AppId(Uuid::from_u128(1));
+        let mount = Mount {
+            volume: VolumeId(Uuid::nil()),
+            mount_dir: "/data".into(),
+        };
+        let cmdline = String::new();
+        for (runtime, user_data) in [
+            (
+                Runtime::Machine {
+                    cmdline: cmdline.clone(),
+                },
+                None,
+            ),
+            (
+                Runtime::Machine {
+                    cmdline: cmdline.clone(),
+                },
+                Some("#cloud-config".to_owned()),
+            ),
+            (Runtime::ContainerMicrovm, None),
+        ] {
+            let app = App {
+                name: "a".into(),
+                activate: true,
+                vcpus: 1,
+                memory_mib: 64,
+                runtime: runtime.clone(),
+                volumes: vec![mount.clone(); 3],
+                interfaces: vec![],
+                env: vec![],
+                user_data: user_data.clone(),
+                restart_counter: 0,
+                purge_counter: 0,
+            };
+            let desired = crate::domain::desired::Desired {
+                apps: [(id, app.clone())].into(),
+                ..Default::default()
+            };
+            let ledger = Ledger::default().update(&desired, &Default::default());
+            let disk = StartDisk {
+                path: "/disk".into(),
+                qcow2: false,
+                readonly: false,
+                mount_dir: "/data".into(),
+            };
+            let kind = match runtime {
+                Runtime::Machine { cmdline } => StartKind::Machine {
+                    kernel: "/kernel".into(),
+                    initrds: vec![],
+                    cmdline,
+                    disk: disk.clone(),
+                    user_data,
+                },
+                _ => StartKind::Microvm {
+                    rootfs: "/rootfs".into(),
+                    scratch: "/scratch".into(),
+                    container: ContainerSpec {
+                        hostname: "a".into(),
+                        args: vec![],
+                        env: vec![],
+                        cwd: "/".into(),
+                        stop_signal: 15,
+                        stop_grace_seconds: 5,
+                        uid: 0,
+                        gid: 0,
+                        additional_gids: vec![],
+                        readonly_root: false,
+                        interfaces: vec![],
+                        dns: vec![],
+                        volumes: vec![],
+                    },
+                    stop_signal: 15,
+                },
+            };
+            let start = Start {
+                app: id,
+                name: "a".into(),
+                number: ledger.app(id).unwrap(),
+                vcpus: 1,
+                memory_mib: 64,
+                kind,
+                disks: vec![disk; 2],
+                nets: Vec::<StartNet>::new(),
+                counters: (0, 0),
+            };
+            let files = VmFiles::new(Path::new("/run/app"));
+            let vm = describe(&start, &Paths::default(), &files).unwrap();
+            assert_eq!(vm.disks.len(), app.disks());
+            let devices = vm.disks.len()
+                + vm.consoles.len()
+                + usize::from(vm.vsock.is_some())
+                + usize::from(vm.rng);
+            assert_eq!(devices, app.devices());
+        }
+    }
+}
