@@ -63,6 +63,18 @@ impl Paths {
         self.run.join("apps").join(app.to_string())
     }
 
+    /// What outlives a power cut of each app: how often it was started again.
+    #[must_use]
+    pub fn app_counters(&self) -> PathBuf {
+        self.pillar().join("apps")
+    }
+
+    /// The same of one app.
+    #[must_use]
+    pub fn app_counter(&self, app: AppId) -> PathBuf {
+        self.app_counters().join(app.to_string())
+    }
+
     /// The monitor.
     #[must_use]
     pub fn vmm(&self) -> PathBuf {

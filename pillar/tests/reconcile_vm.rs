@@ -617,3 +617,118 @@ async fn machines_and_microvms_live_their_lives() {
     assert!(paths.app(app_id(MACHINE)).exists());
     assert!(units.running.lock().unwrap().is_empty());
 }
+
+/// An agent that is started again while an app waits goes on waiting, and counts on from where the last one was; the count
+/// outlives the device's restart too.
+#[tokio::test]
+async fn back_off_and_count_outlive_the_agent() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("the test runs as root");
+    let dir = tempfile::tempdir().unwrap();
+    let paths = Paths {
+        persist: dir.path().join("persist"),
+        run: dir.path().join("run"),
+        ..Paths::default()
+    };
+    std::fs::create_dir_all(paths.pillar()).unwrap();
+    std::fs::create_dir_all(paths.blobs()).unwrap();
+    let units = Monitors::new(dir.path().to_owned());
+    let machine = machine_image(&[
+        ("kernel", b"kernel"),
+        ("initrd", b"initrd"),
+        ("disk-root", &[1; 8192]),
+    ]);
+    for blob in machine.blobs.iter().chain([&machine.manifest]) {
+        std::fs::write(paths.blobs().join(blob.digest.hex()), &blob.bytes).unwrap();
+    }
+    let mut wanted = Desired::default();
+    wanted
+        .datastores
+        .insert(DATASTORE, datastore("127.0.0.1:1", ""));
+    wanted.networks.insert(NETWORK, network(0));
+    let cmdline = "console=hvc0".to_owned();
+    add_app(
+        &mut wanted,
+        MACHINE,
+        "legacy",
+        Runtime::Machine { cmdline },
+        content(&machine, ContentKind::MachineRaw, "m"),
+    );
+    let wanted = Arc::new(wanted);
+    let start = || {
+        let (desired, followed) = watch::channel(wanted.clone());
+        let observed = spawn_with(
+            followed,
+            paths.clone(),
+            units.clone(),
+            Status::to_memory().0,
+        );
+        (desired, observed.unwrap())
+    };
+    let app = |seen: &Observed| seen.apps.get(&app_id(MACHINE)).cloned();
+    let (desired, mut observed) = start();
+    // Three crashes: the fourth start is four seconds away.
+    let mut waits = None;
+    for crash in 1..=3 {
+        wait_for(&mut observed, "it runs", |seen| is_running(seen, MACHINE))
+            .await
+            .unwrap();
+        units.with(&unit(MACHINE), |monitor| {
+            monitor.end(Some(LastWords::TripleFault));
+        });
+        let seen = wait_for(&mut observed, "back-off", |seen| {
+            app(seen).is_some_and(|app| matches!(app.phase, AppPhase::BackOff { .. }))
+        });
+        waits = app(&seen.await.unwrap());
+        assert_eq!(waits.as_ref().unwrap().restarts, crash - 1);
+    }
+    let waits = waits.unwrap();
+    let begun = std::time::Instant::now();
+
+    drop(desired);
+    while observed.changed().await.is_ok() {}
+    let (desired, mut observed) = start();
+    let seen = wait_for(&mut observed, "still waiting", |seen| app(seen).is_some());
+    let again = app(&seen.await.unwrap()).unwrap();
+    assert_eq!(again.restarts, 2);
+    assert_eq!(
+        again.trouble.as_ref().unwrap().message,
+        waits.trouble.as_ref().unwrap().message
+    );
+    let until = |phase: &AppPhase| match phase {
+        AppPhase::BackOff { until } => *until,
+        other => panic!("{other:?}"),
+    };
+    let (before, after) = (until(&waits.phase), until(&again.phase));
+    let apart = after
+        .duration_since(before)
+        .or_else(|_| before.duration_since(after));
+    assert!(apart.unwrap() < Duration::from_millis(500));
+    assert_eq!(units.started.lock().unwrap().len(), 3, "not yet");
+    let seen = wait_for(&mut observed, "it runs again", |seen| {
+        is_running(seen, MACHINE)
+    });
+    assert_eq!(app(&seen.await.unwrap()).unwrap().restarts, 3);
+    assert!(begun.elapsed() > Duration::from_secs(3));
+
+    // The device is restarted: what runs is gone, and what /run held.
+    drop(desired);
+    while observed.changed().await.is_ok() {}
+    units.with(&unit(MACHINE), |monitor| monitor.end(None));
+    units.running.lock().unwrap().clear();
+    std::fs::remove_dir_all(&paths.run).unwrap();
+    let (desired, mut observed) = start();
+    let seen = wait_for(&mut observed, "it runs after a restart", |seen| {
+        is_running(seen, MACHINE)
+    });
+    assert_eq!(app(&seen.await.unwrap()).unwrap().restarts, 3);
+
+    // An app that is taken away takes its count with it.
+    assert!(paths.app_counter(app_id(MACHINE)).exists());
+    desired.send_modify(|desired| {
+        Arc::make_mut(desired).apps.clear();
+    });
+    wait_for(&mut observed, "gone", |seen| seen.apps.is_empty())
+        .await
+        .unwrap();
+    assert!(!paths.app_counter(app_id(MACHINE)).exists());
+}

@@ -101,7 +101,11 @@ pub struct AppStatus {
     pub restarts: u32,
     /// Its addresses, by interface name.
     pub addresses: BTreeMap<String, Ipv4Addr>,
-    /// Unix socket of its console, if it has one.
+    /// The host's ends of its interfaces, by interface name.
+    pub links: BTreeMap<String, String>,
+    /// Unix socket on which its monitor answers, if it has one. In a directory that belongs to the monitor's uid.
+    pub control: Option<PathBuf>,
+    /// Unix socket of its console, if it has one. As the one before.
     pub console: Option<PathBuf>,
     /// Main process of its monitor or container.
     pub pid: Option<u32>,

@@ -224,6 +224,82 @@ pub fn cgroup_cpu(cgroup: &Path) -> Option<Duration> {
     parse_cpu_stat(&std::fs::read_to_string(cgroup.join("cpu.stat")).ok()?)
 }
 
+/// Bytes that a cgroup read from and wrote to its loop devices, on which the disks of native containers lie. What those
+/// cause on the disk below is counted there once more, and not here.
+#[must_use]
+pub fn cgroup_io(cgroup: &Path) -> Option<(u64, u64)> {
+    Some(parse_io_stat(
+        &std::fs::read_to_string(cgroup.join("io.stat")).ok()?,
+    ))
+}
+
+fn parse_io_stat(text: &str) -> (u64, u64) {
+    let sum = |key: &str| {
+        text.lines()
+            // Major number 7: loop devices (Documentation/admin-guide/devices.txt).
+            .filter(|line| line.starts_with("7:"))
+            .flat_map(str::split_whitespace)
+            .filter_map(|field| field.strip_prefix(key)?.parse::<u64>().ok())
+            .fold(0, u64::saturating_add)
+    };
+    (sum("rbytes="), sum("wbytes="))
+}
+
+/// What passed through a network interface since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Received.
+    pub rx: Passed,
+    /// Sent.
+    pub tx: Passed,
+}
+
+/// One direction of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets that were damaged or could not be sent.
+    pub errors: u64,
+    /// Packets that were let go.
+    pub dropped: u64,
+}
+
+impl LinkCounters {
+    /// Of the interface `name` below `class` (`/sys/class/net`).
+    #[must_use]
+    pub fn read(class: &Path, name: &str) -> Option<Self> {
+        let dir = class.join(name).join("statistics");
+        let counter = |direction: &str, what: &str| -> Option<u64> {
+            let path = dir.join(format!("{direction}_{what}"));
+            std::fs::read_to_string(path).ok()?.trim().parse().ok()
+        };
+        let passed = |direction: &str| {
+            Some(Passed {
+                bytes: counter(direction, "bytes")?,
+                packets: counter(direction, "packets")?,
+                errors: counter(direction, "errors")?,
+                dropped: counter(direction, "dropped")?,
+            })
+        };
+        Some(Self {
+            rx: passed("rx")?,
+            tx: passed("tx")?,
+        })
+    }
+
+    /// As whoever is at the other end of the wire counts.
+    #[must_use]
+    pub fn from_the_other_end(self) -> Self {
+        Self {
+            rx: self.tx,
+            tx: self.rx,
+        }
+    }
+}
+
 fn parse_cpu_stat(text: &str) -> Option<Duration> {
     let microseconds = text
         .lines()
@@ -311,5 +387,36 @@ mod tests {
             Some(Duration::from_millis(1500))
         );
         assert_eq!(parse_cpu_stat(""), None);
+    }
+
+    #[test]
+    fn bytes_of_a_cgroups_loop_devices() {
+        let stat = "7:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n259:0 rbytes=100 wbytes=20 rios=1\n\
+                    7:11 rbytes=5 wbytes=0\n7:1\n";
+        assert_eq!(parse_io_stat(stat), (105, 20));
+        assert_eq!(parse_io_stat(""), (0, 0));
+    }
+
+    #[test]
+    fn counters_of_an_interface() {
+        let dir = tempfile::tempdir().unwrap();
+        let statistics = dir.path().join("tap0-0/statistics");
+        std::fs::create_dir_all(&statistics).unwrap();
+        assert_eq!(LinkCounters::read(dir.path(), "tap0-0"), None);
+        for (direction, base) in [("rx", 10), ("tx", 20)] {
+            for (index, what) in ["bytes", "packets", "errors", "dropped"].iter().enumerate() {
+                let text = format!("{}\n", base + index);
+                std::fs::write(statistics.join(format!("{direction}_{what}")), text).unwrap();
+            }
+        }
+        let counters = LinkCounters::read(dir.path(), "tap0-0").unwrap();
+        assert_eq!(
+            (counters.rx.bytes, counters.rx.dropped, counters.tx.packets),
+            (10, 13, 21)
+        );
+        let guest = counters.from_the_other_end();
+        assert_eq!((guest.tx, guest.rx), (counters.rx, counters.tx));
+        // The loopback of this very machine.
+        assert!(LinkCounters::read(Path::new("/sys/class/net"), "lo").is_some());
     }
 }

@@ -24,6 +24,8 @@ fn app(phase: AppPhase, restarts: u32) -> AppStatus {
         phase,
         restarts,
         addresses: BTreeMap::new(),
+        links: BTreeMap::new(),
+        control: None,
         console: None,
         pid: None,
         unit: None,

@@ -1,29 +1,27 @@
 //! Looks after one app: a task for each, so that one that hangs holds up no other. [`super::life`] decides, this does.
 //!
-//! The process runs in a systemd unit and is watched through a pidfd. A record beside it tells the agent after its own
-//! restart what the process was started with, and how it is ended.
+//! The process runs in a systemd unit and is watched through a pidfd ([`super::process`]). A record of it tells the agent
+//! after its own restart what the process was started with, how it is ended, or when it is started again
+//! ([`super::record`]). What is told of it stands in [`super::status`].
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use guest_api::{FromGuest, ToGuest};
 use hypervisor_api::control::{self, Client, Request};
-use hypervisor_api::report::LastWords;
-use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::guest::Guest;
 use super::life::{self, Action, GRACE, KILL_GRACE, Life, Pressure, WORKS_AFTER, Want};
 use super::native::{self, NativeError};
+use super::process::{self, Process, ended};
+use super::record::{Book, Manner, Record, Waits, after_boot};
 use super::start::{Start, StartKind};
+use super::status::{self, Since};
 use super::vm::{self, VmFiles};
 use crate::domain::ids::AppId;
 use crate::domain::observed::{AppPhase, AppStatus, Trouble};
@@ -48,6 +46,8 @@ pub struct Input {
     pub trouble: Option<Trouble>,
     /// Addresses by interface name.
     pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// The host's ends of its interfaces, by interface name.
+    pub links: BTreeMap<String, String>,
 }
 
 /// What all apps share.
@@ -74,33 +74,6 @@ enum StartError {
     Interrupted,
 }
 
-/// How an app's process is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Manner {
-    /// A machine: ACPI power button.
-    Machine,
-    /// A container in a microVM: guest-init.
-    Microvm,
-    /// A native container: signals.
-    Native,
-}
-
-/// What is remembered beside a running process, for as long as the device runs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Record {
-    fingerprint: String,
-    manner: Manner,
-    stop_signal: i32,
-    uid: u32,
-    console: Option<PathBuf>,
-    /// Seconds after boot.
-    started: u64,
-    restarts: u32,
-    failures: u32,
-}
-
 /// One app.
 pub struct Actor {
     id: AppId,
@@ -108,6 +81,7 @@ pub struct Actor {
     dir: PathBuf,
     context: Context,
     life: Life<String>,
+    book: Book,
     record: Option<Record>,
     process: Option<Process>,
     guest: Option<Guest>,
@@ -119,29 +93,7 @@ pub struct Actor {
     failures: u32,
     ended_by_itself: bool,
     trouble: Option<Trouble>,
-    since: Option<SystemTime>,
-}
-
-/// A process that is watched.
-struct Process {
-    pid: u32,
-    fd: AsyncFd<OwnedFd>,
-}
-
-impl Process {
-    fn watch(pid: u32) -> io::Result<Self> {
-        // SAFETY: pidfd_open takes two numbers and gives a descriptor or -1.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: the descriptor belongs to the AsyncFd alone and stays open as long as that lives; nobody replaces it.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { pid, fd })
-    }
+    since: Since,
 }
 
 impl Actor {
@@ -152,6 +104,7 @@ impl Actor {
             id,
             unit: format!("{APP_UNITS}{id}.service"),
             dir: context.paths.app(id),
+            book: Book::of(id, &context.paths),
             context,
             life: Life::Down,
             record: None,
@@ -163,7 +116,7 @@ impl Actor {
             failures: 0,
             ended_by_itself: false,
             trouble: None,
-            since: None,
+            since: Since::default(),
         }
     }
 
@@ -203,8 +156,7 @@ impl Actor {
                 }
                 Action::Settle => {
                     self.life = Life::Down;
-                    self.failures = 0;
-                    self.trouble = None;
+                    self.settle();
                     continue;
                 }
                 Action::CleanUp => {
@@ -224,56 +176,58 @@ impl Actor {
         }
     }
 
-    /// Finds a process that an earlier run of the agent started.
+    /// Finds what an earlier run of the agent left: a process, or one that waits to be started again.
     async fn find(&mut self) {
-        let record = files::read_limited(&self.record_path(), 64 * 1024)
-            .ok()
-            .flatten();
-        self.record = record.and_then(|text| serde_json::from_slice(&text).ok());
+        self.record = self.book.read();
+        self.restarts = self.book.restarts();
         if let Some(record) = &self.record {
-            self.restarts = record.restarts;
+            self.restarts = self.restarts.max(record.restarts);
             self.failures = record.failures;
         }
+        // Without a record nobody knows what it is: it is started anew if it is wanted.
+        let fingerprint = self
+            .record
+            .as_ref()
+            .map_or_else(String::new, |record| record.fingerprint.clone());
         match self.context.units.look(&self.unit).await {
             Ok(UnitState::Running { pid }) => {
-                // Without a record nobody knows what it is: it is started anew if it is wanted.
-                let fingerprint = self
-                    .record
-                    .as_ref()
-                    .map_or_else(String::new, |record| record.fingerprint.clone());
                 tracing::info!(app = %self.id, pid, "found running");
                 self.process = Process::watch(pid).ok();
                 self.life = Life::Up(fingerprint);
                 self.announced = true;
                 self.listen();
             }
-            Ok(UnitState::Gone | UnitState::Ended { .. }) if self.record.is_some() => {
-                // It ended while nobody looked.
-                let fingerprint = self
-                    .record
-                    .as_ref()
-                    .map_or_else(String::new, |record| record.fingerprint.clone());
-                self.life = Life::Up(fingerprint);
-                self.settle_end().await;
+            Ok(UnitState::Gone | UnitState::Ended { .. }) => {
+                match self.record.as_ref().map(|record| record.waits.clone()) {
+                    Some(Some(waits)) => self.wait_on(fingerprint, waits),
+                    Some(None) => {
+                        // It ended while nobody looked.
+                        self.life = Life::Up(fingerprint);
+                        self.settle_end().await;
+                    }
+                    None => {}
+                }
             }
-            Ok(_) => {}
             Err(error) => {
                 tracing::warn!(app = %self.id, %error, "its unit could not be looked for")
             }
         }
     }
 
-    fn record_path(&self) -> PathBuf {
-        self.dir.join("state.json")
-    }
-
-    fn keep_record(&self) {
-        if let Some(record) = &self.record {
-            let text = serde_json::to_vec(record).unwrap_or_default();
-            if let Err(error) = files::write_whole(&self.record_path(), &text, 0o600) {
-                tracing::warn!(app = %self.id, %error, "its record could not be written");
-            }
-        }
+    /// Goes on waiting where the last run of the agent was.
+    fn wait_on(&mut self, with: String, waits: Waits) {
+        let until = Duration::from_millis(waits.until);
+        let left = until.saturating_sub(after_boot()).min(APP.ceiling);
+        self.ended_by_itself = waits.ran;
+        self.life = Life::BackOff {
+            with,
+            until: Instant::now() + left,
+        };
+        self.trouble = Some(Trouble {
+            message: waits.message,
+            at: waits.at,
+            retry_at: Some(SystemTime::now() + left),
+        });
     }
 
     /// Listens for the guest of a microVM.
@@ -298,26 +252,10 @@ impl Actor {
         tracing::info!(app = %self.id, name = %start.name, "starting");
         match self.try_start(start).await {
             Ok(()) => {
-                self.restarts += u32::from(self.ended_by_itself);
-                self.ended_by_itself = false;
                 self.trouble = None;
-                let (manner, stop_signal) = match &start.kind {
-                    StartKind::Machine { .. } => (Manner::Machine, libc::SIGTERM),
-                    StartKind::Microvm { stop_signal, .. } => (Manner::Microvm, *stop_signal),
-                    StartKind::Native { stop_signal, .. } => (Manner::Native, *stop_signal),
-                };
-                self.announced = manner != Manner::Microvm;
-                self.record = Some(Record {
-                    fingerprint: fingerprint.clone(),
-                    manner,
-                    stop_signal,
-                    uid: start.number.uid(),
-                    console: vm::console_of(start, &VmFiles::new(&self.dir)),
-                    started: seconds_after_boot(),
-                    restarts: self.restarts,
-                    failures: self.failures,
-                });
-                self.keep_record();
+                if std::mem::take(&mut self.ended_by_itself) {
+                    self.book.keep_restarts(self.restarts).await;
+                }
                 self.life = Life::Up(fingerprint);
                 self.check().await;
             }
@@ -329,6 +267,8 @@ impl Actor {
                 }
                 self.guest = None;
                 self.tear_down().await;
+                let (restarts, failures) = (self.restarts, self.failures);
+                self.record = Some(Record::of(start, &self.dir, restarts, failures));
                 self.back_off(fingerprint, message);
             }
         }
@@ -358,7 +298,16 @@ impl Actor {
             }
             vm::unit(self.unit.clone(), start, &self.context.paths, &self.dir)
         };
+        // Before it runs, so that there is never a process of which nobody knows how it is ended.
+        let restarts = self
+            .restarts
+            .saturating_add(u32::from(self.ended_by_itself));
+        let record = Record::of(start, &self.dir, restarts, self.failures);
+        self.announced = record.manner != Manner::Microvm;
+        self.book.write(&record);
+        self.record = Some(record);
         self.context.units.start(unit).await?;
+        self.restarts = restarts;
         Ok(())
     }
 
@@ -402,15 +351,11 @@ impl Actor {
         }
         self.guest = None;
         self.tear_down().await;
-        let record = self.record.take();
-        if let Err(error) = files::remove(&self.record_path()) {
-            tracing::warn!(app = %self.id, %error, "its record could not be removed");
-        }
         match std::mem::replace(&mut self.life, Life::Down) {
             Life::Up(with) => {
-                let ran = record.map_or(0, |record| {
-                    seconds_after_boot().saturating_sub(record.started)
-                });
+                let started = self.record.as_ref().map(|record| record.started);
+                let now = after_boot().as_secs();
+                let ran = started.map_or(0, |started| now.saturating_sub(started));
                 if ran >= WORKS_AFTER.as_secs() {
                     self.failures = 0;
                 }
@@ -420,17 +365,37 @@ impl Actor {
             }
             Life::Stopping { .. } | Life::Down => {
                 tracing::info!(app = %self.id, message, "stopped");
-                self.failures = 0;
-                self.trouble = None;
+                self.settle();
             }
             back_off @ Life::BackOff { .. } => self.life = back_off,
         }
+    }
+
+    /// Forgets its process and that it failed.
+    fn settle(&mut self) {
+        self.record = None;
+        self.book.forget();
+        self.failures = 0;
+        self.ended_by_itself = false;
+        self.trouble = None;
     }
 
     fn back_off(&mut self, with: String, message: String) {
         self.failures = self.failures.saturating_add(1);
         let delay = APP.roll(self.failures);
         let now = SystemTime::now();
+        if let Some(record) = &mut self.record {
+            let until = after_boot() + delay;
+            record.restarts = self.restarts;
+            record.failures = self.failures;
+            record.waits = Some(Waits {
+                until: u64::try_from(until.as_millis()).unwrap_or(u64::MAX),
+                ran: self.ended_by_itself,
+                message: message.clone(),
+                at: now,
+            });
+            self.book.write(record);
+        }
         self.life = Life::BackOff {
             with,
             until: Instant::now() + delay,
@@ -450,19 +415,7 @@ impl Actor {
         let words = files::read_limited(&VmFiles::new(&self.dir).last_words(), 64 * 1024)
             .ok()
             .flatten();
-        match words.and_then(|words| serde_json::from_slice(&words).ok()) {
-            Some(LastWords::PowerOff) => "the machine powered itself off".into(),
-            Some(LastWords::Reset) => "the machine restarted itself".into(),
-            Some(LastWords::TripleFault) => "the machine crashed (triple fault)".into(),
-            Some(LastWords::Killed) => "the machine was ended".into(),
-            Some(LastWords::Failed { message }) => {
-                format!(
-                    "the monitor failed: {}",
-                    message.chars().take(500).collect::<String>()
-                )
-            }
-            None => how.unwrap_or_else(|| "it ended".into()),
-        }
+        process::reason(words.as_deref(), how)
     }
 
     fn hear(&mut self, event: FromGuest) {
@@ -579,6 +532,10 @@ impl Actor {
     /// Takes away what is left of the app. Gives whether all is gone.
     async fn clean_up(&mut self) -> bool {
         self.tear_down().await;
+        if let Err(error) = self.book.forget_restarts() {
+            tracing::warn!(app = %self.id, %error, "the count of its restarts could not be removed");
+            return false;
+        }
         // Its directory goes last: while it is there, the app's number is not given to another one.
         match files::remove_tree(&self.dir) {
             Ok(()) => true,
@@ -590,23 +547,25 @@ impl Actor {
     }
 
     fn tell(&mut self, wanted: &Input, phase: Option<AppPhase>) {
-        let since = self.since();
-        let phase = phase.unwrap_or_else(|| match (&self.life, &wanted.want) {
-            (Life::Down, Want::Run(_) | Want::Prepare) => AppPhase::Preparing,
-            (Life::Down, Want::Halt | Want::Remove) => AppPhase::Halted,
-            (Life::Up(_), _) if !self.announced => AppPhase::Starting,
-            (Life::Up(_), _) => AppPhase::Running { since },
-            (Life::BackOff { until, .. }, _) => AppPhase::BackOff {
-                until: self
-                    .trouble
-                    .as_ref()
-                    .and_then(|trouble| trouble.retry_at)
-                    .unwrap_or_else(|| {
-                        SystemTime::now() + until.saturating_duration_since(Instant::now())
-                    }),
-            },
-            (Life::Stopping { .. }, _) => AppPhase::Stopping,
+        let since = self
+            .since
+            .of(self.record.as_ref().map_or(0, |record| record.started));
+        let phase = phase.unwrap_or_else(|| {
+            status::phase(
+                &self.life,
+                &wanted.want,
+                self.announced,
+                since,
+                self.trouble.as_ref(),
+            )
         });
+        // What it waits for now is of more use than how it ended.
+        let trouble = match phase {
+            AppPhase::Preparing => wanted.trouble.as_ref().or(self.trouble.as_ref()),
+            _ => self.trouble.as_ref().or(wanted.trouble.as_ref()),
+        };
+        let trouble = trouble.cloned();
+        let files = VmFiles::new(&self.dir);
         let running = self.process.is_some();
         let status = AppStatus {
             name: wanted.name.clone(),
@@ -620,7 +579,13 @@ impl Actor {
                 .filter(|_| running),
             pid: self.process.as_ref().map(|process| process.pid),
             unit: Some(self.unit.clone()),
-            trouble: self.trouble.clone().or_else(|| wanted.trouble.clone()),
+            links: wanted.links.clone(),
+            control: self
+                .record
+                .as_ref()
+                .filter(|record| running && record.manner != Manner::Native)
+                .map(|_| files.control()),
+            trouble,
         };
         self.context.apps.send_if_modified(|apps| {
             let differs = apps.get(&self.id) != Some(&status);
@@ -629,35 +594,6 @@ impl Actor {
             }
             differs
         });
-    }
-
-    /// Since when it runs, by today's clock: the clock may be set while it runs, seconds after boot are right. Both are cut
-    /// to seconds at different moments; differences that come from that are not told.
-    fn since(&mut self) -> SystemTime {
-        let started = self.record.as_ref().map_or(0, |record| record.started);
-        let ago = Duration::from_secs(seconds_after_boot().saturating_sub(started));
-        let now = SystemTime::now();
-        let since = now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
-        let apart = |a: SystemTime, b: SystemTime| {
-            a.duration_since(b)
-                .or_else(|_| b.duration_since(a))
-                .unwrap_or_default()
-        };
-        match self.since {
-            Some(told) if apart(told, since) < Duration::from_secs(5) => told,
-            _ => *self.since.insert(since),
-        }
-    }
-}
-
-/// Waits for the end of a process; looks again after a second if there is none to watch.
-async fn ended(process: Option<&Process>) {
-    match process {
-        Some(process) => {
-            // An error means that the descriptor cannot be watched: look again.
-            let _ = process.fd.readable().await;
-        }
-        None => tokio::time::sleep(Duration::from_secs(1)).await,
     }
 }
 
@@ -668,12 +604,4 @@ async fn event(guest: Option<&mut Guest>) -> FromGuest {
         return event;
     }
     std::future::pending().await
-}
-
-/// Seconds since the device started, sleep included.
-fn seconds_after_boot() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
-        .ok()
-        .and_then(|time| u64::try_from(time.tv_sec()).ok())
-        .unwrap_or(0)
 }

@@ -110,7 +110,15 @@ pub fn plan<S: PartialEq>(life: &Life<S>, want: &Want<S>, now: Instant) -> Actio
                 Action::RestUntil(*until)
             }
         }
-        (Life::BackOff { .. }, Want::Prepare | Want::Halt) => Action::Settle,
+        // Also while the agent has just been started and does not know yet what is there.
+        (Life::BackOff { until, .. }, Want::Prepare) => {
+            if *until <= now {
+                Action::Rest
+            } else {
+                Action::RestUntil(*until)
+            }
+        }
+        (Life::BackOff { .. }, Want::Halt) => Action::Settle,
 
         (Life::Stopping { pressure, until }, _) if *until <= now => match pressure {
             Pressure::Asked => Action::End,
@@ -143,7 +151,8 @@ mod tests {
             (back_off(later), Want::Run(1), Action::RestUntil(later)),
             (back_off(now), Want::Run(1), Action::Start),
             (back_off(later), Want::Run(2), Action::Start),
-            (back_off(later), Want::Prepare, Action::Settle),
+            (back_off(later), Want::Prepare, Action::RestUntil(later)),
+            (back_off(now), Want::Prepare, Action::Rest),
             (back_off(later), Want::Halt, Action::Settle),
             (back_off(later), Want::Remove, Action::CleanUp),
             (

@@ -9,8 +9,11 @@ pub mod guest;
 pub mod life;
 pub mod namespaces;
 pub mod native;
+pub mod process;
+pub mod record;
 pub mod seed;
 pub mod start;
+pub mod status;
 pub mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,9 +96,10 @@ pub async fn run(mut sources: Sources, context: Context, gone: Arc<Notify>) {
     }
 }
 
-/// Apps that an earlier run of the agent left: by their directories and their units.
+/// Apps that an earlier run of the agent left: by their directories, their units, and the counts of their restarts.
 async fn found(context: &Context) -> BTreeSet<AppId> {
     let mut apps = apps_with_a_directory(&context.paths);
+    apps.extend(record::counted(&context.paths));
     match context.units.list(APP_UNITS).await {
         Ok(units) => apps.extend(units.iter().filter_map(|unit| {
             let id = unit.strip_prefix(APP_UNITS)?.strip_suffix(".service")?;
@@ -122,6 +126,7 @@ fn input(
             want: Want::Remove,
             trouble: None,
             addresses: BTreeMap::new(),
+            links: BTreeMap::new(),
         };
     };
     let addresses: BTreeMap<String, Ipv4Addr> = app
@@ -134,6 +139,13 @@ fn input(
                 .lease(plug.network, Port { app: id, interface })?;
             Some((plug.name.clone(), address))
         })
+        .collect();
+    let number = ground.ledger.app(id);
+    let links = app
+        .interfaces
+        .iter()
+        .enumerate()
+        .filter_map(|(interface, plug)| Some((plug.name.clone(), number?.tap(interface))))
         .collect();
     let (want, trouble) = if app.activate {
         match start::resolve(id, app, ground, contents, volumes, networks) {
@@ -148,5 +160,6 @@ fn input(
         want,
         trouble,
         addresses,
+        links,
     }
 }

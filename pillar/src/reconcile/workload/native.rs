@@ -319,6 +319,7 @@ pub fn unit(name: String, start: &Start, dir: &Path) -> UnitSpec {
             property("MemoryMax", format!("{}M", start.memory_mib)),
             property("MemorySwapMax", "0".into()),
             property("CPUQuota", format!("{}%", u32::from(start.vcpus) * 100)),
+            property("IOAccounting", "yes".into()),
             property("TasksMax", "1024".into()),
             property("LimitCORE", "0".into()),
             // Raised here: the container's root may not raise it any more.

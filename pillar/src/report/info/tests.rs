@@ -106,6 +106,8 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
                 phase,
                 restarts: 2,
                 addresses: BTreeMap::from([("eth0".into(), "10.1.0.2".parse().unwrap())]),
+                links: BTreeMap::new(),
+                control: None,
                 console: None,
                 pid: None,
                 unit: None,
