@@ -146,10 +146,15 @@ fn report(site: &Site, pc: &mut Machine, device: &str, times: &Times) -> Result<
         say(site.operator.run(arguments)?.trim_end());
     }
     say("\n$ skerry console debian    (for a moment; Enter was typed)");
-    say(site
+    // The console remembers what was said before; its end is what a person looks at.
+    let console = site
         .operator
-        .console("debian", "login:", Duration::from_secs(60))?
-        .trim());
+        .console("debian", "login:", Duration::from_secs(60))?;
+    let lines: Vec<_> = console
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    say(&lines[lines.len().saturating_sub(4)..].join("\n"));
     say("\nHow long it took:");
     for (name, took) in times {
         say(&format!("  {name:<44} {:>7.1} s", took.as_secs_f64()));
