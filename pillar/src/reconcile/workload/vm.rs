@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guest_api::{CONTROL_PORT, SPEC_PATH, VolumeMount};
-use hypervisor_api::config::{Boot, Console, Disk, DiskFormat, Net, VmConfig, Vsock};
+use hypervisor_api::config::{
+    Boot, Console, Disk, DiskFormat, MAX_COMMAND_LINE, Net, VmConfig, Vsock,
+};
 
 use super::cpio::Archive;
 use super::life::GRACE;
@@ -137,7 +139,7 @@ pub fn describe(start: &Start, paths: &Paths, files: &VmFiles) -> Option<VmConfi
             let boot = Boot::Kernel {
                 kernel: kernel.clone(),
                 initrds: initrds.clone(),
-                cmdline: cmdline.clone(),
+                cmdline: command_line(cmdline),
             };
             let mut disks = vec![to_disk(disk, "root")];
             disks.extend(user_data.as_ref().map(|_| Disk {
@@ -227,6 +229,26 @@ pub fn describe(start: &Start, paths: &Paths, files: &VmFiles) -> Option<VmConfi
         last_words: Some(files.last_words()),
         shutdown_grace_seconds: u16::try_from(GRACE.as_secs()).unwrap_or(u16::MAX),
     })
+}
+
+/// The command line of a machine as its kernel gets it.
+///
+/// Many kernels have the driver of virtio consoles as a module, which is loaded when the root file system is there. One
+/// that was given no other console has nothing behind /dev/console until then, and Debian's initramfs dies of that. `tty0`,
+/// the screen that these machines do not have, stands in: it shows nothing, and the console that is named last takes over.
+fn command_line(wanted: &str) -> String {
+    let mut consoles = wanted
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("console="))
+        .peekable();
+    let line = format!("console=tty0 {wanted}");
+    let stands_alone =
+        consoles.peek().is_some() && consoles.all(|console| console.starts_with("hvc"));
+    if stands_alone && line.len() <= MAX_COMMAND_LINE {
+        line
+    } else {
+        wanted.to_owned()
+    }
 }
 
 fn to_disk(disk: &StartDisk, serial: &str) -> Disk {
@@ -434,6 +456,26 @@ mod tests {
     use crate::domain::ids::{AppId, VolumeId};
     use crate::reconcile::ledger::Ledger;
     use crate::reconcile::workload::start::StartNet;
+
+    #[test]
+    fn a_virtio_console_is_never_the_only_one() {
+        let long = format!("console=hvc0 {}", "x".repeat(MAX_COMMAND_LINE - 13));
+        for (wanted, line) in [
+            ("", ""),
+            ("root=/dev/vda ro", "root=/dev/vda ro"),
+            ("root=/dev/vda console=ttyS0", "root=/dev/vda console=ttyS0"),
+            ("console=hvc0", "console=tty0 console=hvc0"),
+            (
+                "root=/dev/vda console=hvc0 console=hvc1",
+                "console=tty0 root=/dev/vda console=hvc0 console=hvc1",
+            ),
+            ("console=ttyS0 console=hvc0", "console=ttyS0 console=hvc0"),
+            ("console=tty0 console=hvc0", "console=tty0 console=hvc0"),
+            (&long, &long),
+        ] {
+            assert_eq!(command_line(wanted), line);
+        }
+    }
 
     /// What the config's translation counts is what the monitor is told.
     #[test]
