@@ -2,17 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use hypervisor_api::config::{Boot, VmConfig};
+use hypervisor_api::config::{
+    Boot, MAX_COMMAND_LINE, MAX_DEVICES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, VmConfig,
+};
 
 use crate::arch::layout::COMMAND_LINE_MAX;
 use crate::pci::MAX_FUNCTIONS;
 
-/// Most vCPUs that a machine can have.
-pub const MAX_VCPUS: u8 = 16;
-/// Least memory that a machine can have, in MiB.
-pub const MIN_MEMORY_MIB: u32 = 16;
-/// Most memory that a machine can have, in MiB: 1 TiB.
-pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+// What is promised to whoever writes descriptions, this machine has room for.
+const _: () = assert!(MAX_COMMAND_LINE <= COMMAND_LINE_MAX && MAX_DEVICES <= MAX_FUNCTIONS);
+
 /// Longest serial of a disk, in bytes.
 const SERIAL_MAX: usize = 20;
 
@@ -86,9 +85,9 @@ fn check(config: &VmConfig) -> Result<(), (String, String)> {
         return wrong("memoryMib", problem);
     }
     let Boot::Kernel { cmdline, .. } = &config.boot;
-    if cmdline.len() > COMMAND_LINE_MAX || cmdline.contains('\0') {
+    if cmdline.len() > MAX_COMMAND_LINE || cmdline.contains('\0') {
         let problem = format!(
-            "has {} bytes, must have at most {COMMAND_LINE_MAX} and no zero byte",
+            "has {} bytes, must have at most {MAX_COMMAND_LINE} and no zero byte",
             cmdline.len()
         );
         return wrong("boot.cmdline", problem);
@@ -98,9 +97,8 @@ fn check(config: &VmConfig) -> Result<(), (String, String)> {
         + config.consoles.len()
         + usize::from(config.vsock.is_some())
         + usize::from(config.rng);
-    if functions > MAX_FUNCTIONS {
-        let problem =
-            format!("together are {functions} devices, the bus has {MAX_FUNCTIONS} slots");
+    if functions > MAX_DEVICES {
+        let problem = format!("together are {functions} devices, the bus has {MAX_DEVICES} slots");
         return wrong("disks, nets, consoles, vsock and rng", problem);
     }
     for (index, disk) in config.disks.iter().enumerate() {
