@@ -122,7 +122,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The next member; `None` at the end. What was not read of the one before is passed over.
-    pub fn next(&mut self) -> io::Result<Option<Member<'_, R>>> {
+    pub fn member(&mut self) -> io::Result<Option<Member<'_, R>>> {
         loop {
             self.pass_over()?;
             let Some(mut header) = self.header()? else {
@@ -434,7 +434,7 @@ mod tests {
 
     fn refused(start: Vec<u8>) -> (String, u64) {
         let read = std::cell::Cell::new(0);
-        let error = Archive::new(Endless(&read, start)).next().err().unwrap();
+        let error = Archive::new(Endless(&read, start)).member().err().unwrap();
         (error.to_string(), read.get())
     }
 
@@ -503,7 +503,7 @@ mod tests {
         bytes.extend([0; 509]);
         let mut archive = Archive::new(bytes.as_slice());
         let mut content = Vec::new();
-        let mut member = archive.next().unwrap().unwrap();
+        let mut member = archive.member().unwrap().unwrap();
         assert_eq!(member.size(), 5000);
         member.read_to_end(&mut content).unwrap();
         let mut expected = vec![0; 5000];
@@ -512,13 +512,13 @@ mod tests {
         assert!(content == expected);
         content.clear();
         archive
-            .next()
+            .member()
             .unwrap()
             .unwrap()
             .read_to_end(&mut content)
             .unwrap();
         assert_eq!(content, b"abc");
-        assert!(archive.next().unwrap().is_none());
+        assert!(archive.member().unwrap().is_none());
     }
 
     #[test]
@@ -536,9 +536,9 @@ mod tests {
         bytes.resize(bytes.len() + 507, 0);
         bytes.extend(header(EntryType::Regular, 0).as_bytes());
         let mut archive = Archive::new(bytes.as_slice());
-        let global = archive.next().unwrap().unwrap();
+        let global = archive.member().unwrap().unwrap();
         assert_eq!(global.header().entry_type(), EntryType::XGlobalHeader);
-        let mut member = archive.next().unwrap().unwrap();
+        let mut member = archive.member().unwrap().unwrap();
         assert_eq!(&*member.path_bytes(), b"a/long/name");
         assert_eq!(member.header().uid().unwrap(), 70000);
         let odd = member.records().nth(2).unwrap().unwrap();
@@ -546,26 +546,26 @@ mod tests {
         let mut text = String::new();
         member.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        let next = archive.next().unwrap().unwrap();
+        let next = archive.member().unwrap().unwrap();
         assert_eq!((&*next.path_bytes(), next.size()), (&b"file"[..], 0));
-        assert!(archive.next().unwrap().is_none());
+        assert!(archive.member().unwrap().is_none());
     }
 
     #[test]
     fn archives_that_end_too_early_or_have_wrong_sums_are_refused() {
         let whole = [header(EntryType::Regular, 3).as_bytes().as_slice(), b"abc"].concat();
         let mut archive = Archive::new(whole.as_slice());
-        drop(archive.next().unwrap().unwrap());
-        assert!(archive.next().is_err(), "the padding is missing");
-        assert!(Archive::new(&whole[..100]).next().is_err());
+        drop(archive.member().unwrap().unwrap());
+        assert!(archive.member().is_err(), "the padding is missing");
+        assert!(Archive::new(&whole[..100]).member().is_err());
         let mut bad = whole.clone();
         bad[0] ^= 1;
-        assert!(Archive::new(bad.as_slice()).next().is_err());
+        assert!(Archive::new(bad.as_slice()).member().is_err());
         let alone = [
             header(EntryType::GNULongName, 2).as_bytes().as_slice(),
             &[b'a'; 512],
         ]
         .concat();
-        assert!(Archive::new(alone.as_slice()).next().is_err());
+        assert!(Archive::new(alone.as_slice()).member().is_err());
     }
 }

@@ -371,16 +371,21 @@ impl Registry {
 
 /// How a registry wants to be logged in to.
 #[derive(Debug, PartialEq, Eq)]
-enum Challenge {
+pub enum Challenge {
+    /// With user name and password each time.
     Basic,
+    /// With a token.
     Bearer {
+        /// Who gives one.
         realm: String,
+        /// For whom it is.
         service: Option<String>,
     },
 }
 
 /// Reads a WWW-Authenticate header (RFC 9110, 11.6.1) as far as registries use it: one challenge, quoted parameters.
-fn parse_challenge(header: &str) -> Option<Challenge> {
+#[must_use]
+pub fn parse_challenge(header: &str) -> Option<Challenge> {
     let (scheme, mut rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {
         return Some(Challenge::Basic);
@@ -410,7 +415,8 @@ fn parse_challenge(header: &str) -> Option<Challenge> {
 }
 
 /// The first byte of `bytes 5-9/10`.
-fn range_start(header: &str) -> Option<u64> {
+#[must_use]
+pub fn range_start(header: &str) -> Option<u64> {
     header
         .strip_prefix("bytes ")?
         .split_once('-')?
@@ -421,7 +427,8 @@ fn range_start(header: &str) -> Option<u64> {
 
 /// Whether a text is a repository name (OCI Distribution Specification, Pulling manifests), which also makes it harmless
 /// in a URL.
-fn is_repository(name: &str) -> bool {
+#[must_use]
+pub fn is_repository(name: &str) -> bool {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && part.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())

@@ -178,7 +178,8 @@ fn unpack_all(
 }
 
 /// Finds the numbers of an image's user (OCI image config, `User`): `name`, `uid`, `name:group`, `uid:gid` and mixtures.
-fn resolve_user(user: &str, passwd: &str, group: &str) -> Option<Notes> {
+#[must_use]
+pub fn resolve_user(user: &str, passwd: &str, group: &str) -> Option<Notes> {
     let (user, wanted_group) = match user.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (user, None),

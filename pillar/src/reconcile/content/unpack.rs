@@ -118,7 +118,7 @@ fn unpack_tar(root: &Root, reader: impl Read, limits: &mut Limits) -> Result<(),
     let mut archive = Archive::new(reader);
     // Hashes of the names that this layer made: eight bytes each instead of the names themselves.
     let mut made = Made::default();
-    while let Some(mut entry) = archive.next().map_err(UnpackError::Archive)? {
+    while let Some(mut entry) = archive.member().map_err(UnpackError::Archive)? {
         limits.take(match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => entry.size(),
             _ => 0,
