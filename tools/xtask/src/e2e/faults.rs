@@ -131,7 +131,7 @@ pub fn crash(story: &Story) -> Result<()> {
         yard.site().operator.apply(&text)?;
     }
     let machine = manifest::machine("crash-vm", &device, yard.machine(), "qcow2", 8082);
-    let machine = machine.replace("console=ttyS0", "console=ttyS0 init=/nonexistent panic=1");
+    let machine = machine.replace("console=ttyS0", "console=ttyS0 rdinit=/nonexistent panic=1");
     yard.site().operator.apply(&machine)?;
     for app in ["crash-micro", "crash-native"] {
         let restarts = story.until(&format!("{app} was started again twice"), || {
