@@ -127,7 +127,8 @@ fn take_lines(
 }
 
 impl Handles {
-    fn answer(&self, line: &[u8]) -> Answer {
+    /// Does what a request line asks for and answers it.
+    pub fn answer(&self, line: &[u8]) -> Answer {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
             Err(error) => {

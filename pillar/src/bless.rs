@@ -132,7 +132,8 @@ fn rename(root: &Path, counted: &Path) -> Result<(), Error> {
 }
 
 /// The path in the variable: four bytes of attributes, then UTF-16 with backslashes and a zero at the end.
-fn counted_path(raw: &[u8]) -> Option<PathBuf> {
+#[must_use]
+pub fn counted_path(raw: &[u8]) -> Option<PathBuf> {
     let units: Vec<u16> = raw
         .get(4..)?
         .chunks_exact(2)
@@ -149,7 +150,8 @@ fn counted_path(raw: &[u8]) -> Option<PathBuf> {
 }
 
 /// `skerry-1+2-1.efi` becomes `skerry-1.efi`.
-fn good_name(name: &str) -> Option<String> {
+#[must_use]
+pub fn good_name(name: &str) -> Option<String> {
     let stem_end = name
         .len()
         .checked_sub(4)

@@ -194,7 +194,8 @@ fn observe(sources: &Sources, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) ->
 }
 
 /// Gateways of default routes by interface, from `/proc/net/route`: hexadecimal, in the processor's byte order.
-fn routers(table: &str) -> BTreeMap<String, Vec<Ipv4Addr>> {
+#[must_use]
+pub fn routers(table: &str) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let mut found: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
     for line in table.lines().skip(1) {
         let mut fields = line.split_whitespace();
@@ -218,13 +219,17 @@ fn routers(table: &str) -> BTreeMap<String, Vec<Ipv4Addr>> {
 
 /// What of a lease file of networkd matters here.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Lease {
-    dns: Vec<IpAddr>,
-    domain: String,
+pub struct Lease {
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+    /// Domain, or empty.
+    pub domain: String,
 }
 
 impl Lease {
-    fn parse(text: &str) -> Self {
+    /// Reads the file's text.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
         let value = |key: &str| {
             text.lines()
                 .find_map(|line| {

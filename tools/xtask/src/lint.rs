@@ -103,7 +103,7 @@ fn check(failed: &mut Vec<&'static str>, name: &'static str, command: &mut Comma
 }
 
 /// The path of a tool, built if it is not there yet.
-fn tool((name, version, features): (&str, &str, &[&str])) -> Result<PathBuf> {
+pub(crate) fn tool((name, version, features): (&str, &str, &[&str])) -> Result<PathBuf> {
     let root = cache::dir()?
         .join("tools")
         .join(format!("{name}-{version}"));

@@ -1,4 +1,4 @@
-//! One entry for people: `cargo xtask demo`, `test`, `e2e`, `bench`, `image`, `lint`.
+//! One entry for people: `cargo xtask demo`, `test`, `e2e`, `bench`, `fuzz`, `image`, `lint`.
 //!
 //! ```text
 //! prereq (what is missing from Debian) -> build (our programs) -> images (host, guest, demo content)
@@ -15,6 +15,7 @@ mod build;
 mod cache;
 mod demo;
 mod e2e;
+mod fuzz;
 mod images;
 mod lint;
 mod prereq;
@@ -66,6 +67,18 @@ enum Task {
         #[arg(required_unless_present = "list")]
         names: Vec<String>,
     },
+    /// Feed a parser with made-up input, led by coverage; exit status 1 if it fails
+    Fuzz {
+        /// Name the targets, one a line
+        #[arg(long)]
+        list: bool,
+        /// Which target
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+    },
     /// Check formatting, lints, licences and docs
     Lint,
     /// Build the host image, the installer, the guest kernel and the demo's content into target/images
@@ -101,6 +114,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Bench { names, json, .. } => {
             prereq::install().and_then(|()| bench::run(&names, json.as_ref()))
         }
+        Task::Fuzz {
+            list: false,
+            name: Some(name),
+            seconds,
+        } => fuzz::run(&name, seconds),
+        Task::Fuzz { .. } => fuzz::list().map(|()| true),
         Task::Lint => prereq::install().and_then(|()| lint::run()).map(|()| true),
         Task::Image(options) => prereq::install()
             .and_then(|()| images::build(&options))

@@ -216,6 +216,20 @@ fn empty_qcow2() -> Vec<u8> {
 }
 
 #[test]
+fn a_qcow2_disk_without_counts_of_its_own_header_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let whole = empty_qcow2();
+    let mut zeroed = whole.clone();
+    zeroed[0x1_0000..0x1_0008].fill(0);
+    for image in [&whole[..108], &zeroed] {
+        std::fs::write(&path, image).unwrap();
+        let error = open(&disk(path.clone(), DiskFormat::Qcow2)).err().unwrap();
+        assert!(error.to_string().contains("no reference counts"), "{error}");
+    }
+}
+
+#[test]
 fn a_qcow2_disk_keeps_what_was_written_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");

@@ -92,7 +92,6 @@ impl Tap {
     }
 
     /// Any stream of frames, in place of a tap.
-    #[cfg(test)]
     pub fn from_file(file: File) -> Self {
         Tap { file }
     }

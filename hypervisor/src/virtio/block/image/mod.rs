@@ -79,13 +79,14 @@ pub fn open(disk: &Disk) -> Result<Box<dyn Image>, ImageError> {
     match disk.format {
         DiskFormat::Raw => Ok(Box::new(raw::Raw::new(file).map_err(fail)?)),
         DiskFormat::Qcow2 => {
-            let mut header = vec![0; qcow2::HEADER_LENGTH];
-            let count = read_start(&file, &mut header).map_err(fail)?;
-            header.truncate(count);
-            check_header(&header).map_err(|source| ImageError::Header {
+            let wrong = |source| ImageError::Header {
                 path: path.clone(),
                 source,
-            })?;
+            };
+            let header = read(&file, 0, qcow2::HEADER_LENGTH).map_err(fail)?;
+            check_header(&header).map_err(wrong)?;
+            let counts = read(&file, qcow2::refcount_table(&header), 8).map_err(fail)?;
+            qcow2::check_first_counts(&counts).map_err(wrong)?;
             let image = qcow2::Qcow2Image::new(file, disk.readonly).map_err(fail)?;
             Ok(Box::new(image))
         }
@@ -111,16 +112,19 @@ fn lock_file(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError>
     Ok(())
 }
 
-fn read_start(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads `length` bytes from `offset` on; fewer, if the file ends before.
+fn read(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; length];
     let mut done = 0;
-    while let Some(rest) = buffer.get_mut(done..)
+    while let Some(rest) = bytes.get_mut(done..)
         && !rest.is_empty()
     {
-        match file.read_at(rest, done as u64)? {
+        match file.read_at(rest, offset.saturating_add(done as u64))? {
             0 => break,
             count => done += count,
         }
     }
-    Ok(done)
+    bytes.truncate(done);
+    Ok(bytes)
 }

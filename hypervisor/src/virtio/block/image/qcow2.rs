@@ -62,6 +62,11 @@ pub enum HeaderError {
     /// It needs something newer.
     #[error("it needs features that are not known (incompatible feature bits {0:#x})")]
     Features(u64),
+    /// It does not count its own first clusters.
+    #[error(
+        "it has no reference counts for its own header; repair it first (qemu-img check -r all)"
+    )]
+    Uncounted,
     /// The cluster size is out of bounds.
     #[error("its cluster size of 2^{0} bytes is not between 2^9 and 2^21")]
     Clusters(u32),
@@ -125,7 +130,25 @@ pub fn check_header(bytes: &[u8]) -> Result<(), HeaderError> {
     Ok(())
 }
 
-/// A qcow2 image whose header has passed [`check_header`].
+/// Where the reference count table begins, in the header of an image that has passed [`check_header`].
+pub fn refcount_table(header: &[u8]) -> u64 {
+    header
+        .get(48..56)
+        .and_then(|field| field.try_into().ok())
+        .map_or(0, u64::from_be_bytes)
+}
+
+/// Looks at the first entry of the reference count table, as much of it as the file has. It leads to the counts of the
+/// header's own cluster, so every sound image has one; `imago` would seek room for a missing one until its stack is full.
+pub fn check_first_counts(entry: &[u8]) -> Result<(), HeaderError> {
+    // The lowest nine bits are reserved.
+    match <[u8; 8]>::try_from(entry).map(u64::from_be_bytes) {
+        Ok(entry) if entry >> 9 != 0 => Ok(()),
+        _ => Err(HeaderError::Uncounted),
+    }
+}
+
+/// A qcow2 image whose header has passed [`check_header`], and whose reference counts [`check_first_counts`].
 pub struct Qcow2Image {
     access: FormatAccess<ImagoFile>,
     readonly: bool,
@@ -226,6 +249,17 @@ mod tests {
         assert_eq!(with(79, &[4]), HeaderError::DataFile);
         assert_eq!(with(79, &[8]), HeaderError::Compression);
         assert_eq!(with(72, &[1]), HeaderError::Features(1 << 56));
+    }
+
+    #[test]
+    fn an_image_must_count_its_own_header() {
+        let mut header = header(3);
+        header[48..56].copy_from_slice(&0x1_0000_u64.to_be_bytes());
+        assert_eq!(refcount_table(&header), 0x1_0000);
+        assert_eq!(check_first_counts(&0x2_0000_u64.to_be_bytes()), Ok(()));
+        for entry in [&[][..], &[0; 7], &[0; 8], &[0, 0, 0, 0, 0, 0, 1, 0xff]] {
+            assert_eq!(check_first_counts(entry), Err(HeaderError::Uncounted));
+        }
     }
 
     #[test]
