@@ -63,7 +63,7 @@ const TESTS: &[Test] = &[
     Test {
         name: "power-cut-deploy",
         about: "power cut at each stage of enrolling and deploying: everything comes back",
-        essential: true,
+        essential: false,
         run: faults::power_cut,
     },
     Test {
