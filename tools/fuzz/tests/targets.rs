@@ -123,7 +123,7 @@ fn change(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 fn feed(target: &Target, input: &[u8]) -> Result<(), String> {
     // What ends the whole process (a stack that is full, say) leaves no other trace of its input.
     if let Ok(file) = std::env::var("SKERRY_FUZZ_KEEP") {
-        std::fs::write(file, input).unwrap();
+        std::fs::write(&file, input).map_err(|error| format!("writing {file}: {error}"))?;
     }
     let begun = Instant::now();
     let held = catch_unwind(AssertUnwindSafe(|| target.check(input)));
