@@ -108,11 +108,20 @@ fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };
-    let host_fits = !host.is_empty()
-        && host.len() <= 255
-        && host
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b".-[]:_".contains(&b));
+    // A colon belongs into an address of IPv6 alone, and that into brackets (RFC 3986, section 3.2.2).
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let host_fits = match address {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.len() <= 253
+                && host
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
+        }
+    };
     host_fits
         && port.bytes().all(|b| b.is_ascii_digit())
         && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -186,12 +195,14 @@ pub(crate) mod tests {
     #[test]
     fn each_field_is_checked() {
         type Spoil = fn(&mut Bundle);
-        let cases: [(&str, Spoil); 12] = [
+        let cases: [(&str, Spoil); 14] = [
             ("server", |b| b.server = "controller".into()),
             ("server", |b| b.server = "controller:0".into()),
             ("server", |b| b.server = "controller:70000".into()),
             ("server", |b| b.server = "a b:443".into()),
             ("server", |b| b.server = "https://a:443".into()),
+            ("server", |b| b.server = "a:8b:443".into()),
+            ("server", |b| b.server = "[a]:443".into()),
             ("rootCertificate", |b| b.root_certificate.clear()),
             ("tlsRootCertificates", |b| {
                 b.tls_root_certificates = "x".into()
