@@ -15,7 +15,7 @@ pub fn offline_boot(story: &Story) -> Result<()> {
     for text in [
         manifest::container("offline-micro", &device, yard.container(), "microvm", 8080),
         manifest::container("offline-native", &device, yard.container(), "native", 8081),
-        manifest::machine("offline-debian", &device, yard.raw_machine()?, "raw", 8082),
+        manifest::machine("offline-debian", &device, yard.machine(), "qcow2", 8082),
     ] {
         yard.site().operator.apply(&text)?;
     }

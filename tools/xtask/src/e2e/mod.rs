@@ -85,6 +85,12 @@ const TESTS: &[Test] = &[
         run: hardware::spoilt_root,
     },
     Test {
+        name: "raw-disk",
+        about: "a Debian VM from a raw disk",
+        essential: false,
+        run: main_job::raw_disk,
+    },
+    Test {
         name: "cable",
         about: "the cable is pulled and plugged again: apps go on, the device is back",
         essential: false,
