@@ -12,11 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use protocol::authority::{Authority, AuthorityError};
 use thiserror::Error;
 
 use crate::fleet::{Fleet, Settings, users};
 use crate::pki::{Pki, PkiError, write_secret};
 use crate::store::{Store, StoreError};
+
+/// HTTPS's own port.
+const HTTPS: u16 = 443;
 
 /// Why a data directory cannot be used.
 #[derive(Debug, Error)]
@@ -28,13 +32,8 @@ pub enum SetupError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A name of the controller.
-    #[error(
-        "the name {name:?} is not HOST or HOST:PORT; an IPv6 address with a port stands in brackets"
-    )]
-    Name {
-        /// As it was given.
-        name: String,
-    },
+    #[error("the controller's name: {0}")]
+    Name(#[from] AuthorityError),
     /// The name's file.
     #[error("reading {path}: {source}")]
     Read {
@@ -45,69 +44,23 @@ pub enum SetupError {
     },
 }
 
-/// A name of the controller.
+/// A name of the controller as it was given: `HOST:PORT`, or `HOST` for the port that it listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// DNS name or IP address, without brackets.
-    pub host: String,
-    /// Port, if one was given.
-    pub port: Option<u16>,
-}
+pub struct Name(String);
 
 impl std::str::FromStr for Name {
-    type Err = SetupError;
+    type Err = AuthorityError;
 
-    fn from_str(text: &str) -> Result<Self, SetupError> {
-        let fault = || SetupError::Name {
-            name: text.to_owned(),
-        };
-        if text.parse::<std::net::Ipv6Addr>().is_ok() {
-            return Ok(Self {
-                host: text.to_owned(),
-                port: None,
-            });
-        }
-        let (host, port) = match text.rsplit_once(':') {
-            Some((host, port)) if !text.ends_with(']') => {
-                (host, Some(port.parse().map_err(|_| fault())?))
-            }
-            _ => (text, None),
-        };
-        let host = match host.strip_prefix('[') {
-            Some(rest) => {
-                let address = rest.strip_suffix(']').ok_or_else(fault)?;
-                address.parse::<std::net::Ipv6Addr>().map_err(|_| fault())?;
-                address
-            }
-            None => host,
-        };
-        let fits = !host.is_empty()
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-.:".contains(&byte));
-        if fits && port != Some(0) {
-            Ok(Self {
-                host: host.to_owned(),
-                port,
-            })
-        } else {
-            Err(fault())
-        }
+    fn from_str(text: &str) -> Result<Self, AuthorityError> {
+        // Which port stands in for a missing one is known later; everything else is checked at once.
+        Authority::or_port(text, HTTPS).map(|_| Self(text.to_owned()))
     }
 }
 
 impl Name {
-    /// As devices call it: with the port that the controller listens on if none was given and it is not HTTPS's own.
-    fn server(&self, listen: SocketAddr) -> String {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
-        };
-        match self.port.unwrap_or(listen.port()) {
-            443 => host,
-            port => format!("{host}:{port}"),
-        }
+    /// As devices call it.
+    fn authority(&self, listen: SocketAddr) -> Result<Authority, AuthorityError> {
+        Authority::or_port(&self.0, listen.port())
     }
 }
 
@@ -132,9 +85,13 @@ pub async fn open(
     names: &[Name],
     listen: SocketAddr,
 ) -> Result<Controller, SetupError> {
-    let hosts: Vec<String> = names.iter().map(|name| name.host.clone()).collect();
+    let names = names
+        .iter()
+        .map(|name| name.authority(listen))
+        .collect::<Result<Vec<_>, _>>()?;
+    let hosts: Vec<String> = names.iter().map(|name| name.host().to_owned()).collect();
     let pki = Pki::open(&directory.join("pki"), &hosts, Timestamp::now())?;
-    let server = server_name(&directory.join("server"), names, listen)?;
+    let server = server_name(&directory.join("server"), names.first())?;
     let tls = pki.tls_config()?;
     let store = Store::open(&directory.join("controller.db")).await?;
     let password = users::ensure_admin(&store).await?;
@@ -150,19 +107,20 @@ pub async fn open(
     })
 }
 
-fn server_name(path: &Path, names: &[Name], listen: SocketAddr) -> Result<String, SetupError> {
-    match names.first() {
+/// The first name, written down for starts without one; or what was written down.
+fn server_name(path: &Path, name: Option<&Authority>) -> Result<Authority, SetupError> {
+    match name {
         Some(name) => {
-            let server = name.server(listen);
-            write_secret(path, &format!("{server}\n"))?;
-            Ok(server)
+            write_secret(path, &format!("{name}\n"))?;
+            Ok(name.clone())
         }
-        None => std::fs::read_to_string(path)
-            .map(|text| text.trim().to_owned())
-            .map_err(|source| SetupError::Read {
+        None => {
+            let text = std::fs::read_to_string(path).map_err(|source| SetupError::Read {
                 path: path.to_owned(),
                 source,
-            }),
+            })?;
+            Ok(Authority::or_port(text.trim(), HTTPS)?)
+        }
     }
 }
 
@@ -173,41 +131,33 @@ mod tests {
     #[test]
     fn names() {
         let listen: SocketAddr = "0.0.0.0:8443".parse().unwrap();
-        for (text, host, server) in [
-            (
-                "controller.example",
-                "controller.example",
-                "controller.example:8443",
-            ),
-            (
-                "controller.example:443",
-                "controller.example",
-                "controller.example",
-            ),
-            ("10.0.2.2:1234", "10.0.2.2", "10.0.2.2:1234"),
-            ("fe80::1", "fe80::1", "[fe80::1]:8443"),
-            ("[::1]:99", "::1", "[::1]:99"),
-            ("[::1]", "::1", "[::1]:8443"),
+        for (text, server) in [
+            ("controller.example", "controller.example:8443"),
+            ("controller.example:443", "controller.example:443"),
+            ("10.0.2.2:1234", "10.0.2.2:1234"),
+            ("fe80::1", "[fe80::1]:8443"),
+            ("[::1]:99", "[::1]:99"),
         ] {
             let name: Name = text.parse().unwrap();
-            assert_eq!(
-                (name.host.as_str(), name.server(listen).as_str()),
-                (host, server),
-                "{text}"
-            );
+            assert_eq!(name.authority(listen).unwrap().to_string(), server);
         }
-        for text in [
-            "",
-            ":1",
-            "x:",
-            "x:0",
-            "x:99999",
-            "https://x",
-            "[x]:1",
-            "[::1",
-            "a b",
-        ] {
+        for text in ["", ":1", "x:0", "https://x", "[x]:1"] {
             assert!(text.parse::<Name>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_that_was_given_once_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server");
+        assert!(matches!(
+            server_name(&path, None),
+            Err(SetupError::Read { .. })
+        ));
+        let name: Authority = "controller.example:443".parse().unwrap();
+        assert_eq!(server_name(&path, Some(&name)).unwrap(), name);
+        assert_eq!(server_name(&path, None).unwrap(), name);
+        std::fs::write(&path, "controller.example:x\n").unwrap();
+        assert!(matches!(server_name(&path, None), Err(SetupError::Name(_))));
     }
 }

@@ -4,21 +4,15 @@
 //! somewhere"; what follows (attestation, a person's approval) proves the rest. Enrolment without a shared secret will
 //! stand beside this module.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use p256::SecretKey;
 use p256::pkcs8::EncodePrivateKey as _;
 use protocol::envelope::{SignError, Signer, SoftwareSigner};
 use protocol::eve::register::ZRegisterMsg;
 use protocol::keys::{CertHash, KeyError, VerifyingKey, pem_to_der};
+use protocol::registration as told;
 
 use crate::keys::Certificate;
 use crate::smbios::{Machine, clean};
-
-/// Lengths of `pemCert` that EVE's API allows, in bytes.
-const PEM_BYTES: std::ops::RangeInclusive<usize> = 100..=10_240;
-/// Longest serial number, in characters.
-const MAX_SERIAL: usize = 256;
 
 /// Why a registration could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -29,16 +23,9 @@ pub enum RegistrationError {
     /// The device's certificate cannot be used.
     #[error("registering: the device's certificate: {0}")]
     Certificate(String),
-    /// A serial number breaks the API's rules.
-    #[error("registering: the {which} {text:?}: {rule}")]
-    Serial {
-        /// `serial` or `soft serial`.
-        which: &'static str,
-        /// What it is.
-        text: String,
-        /// Which rule it breaks.
-        rule: &'static str,
-    },
+    /// The message breaks the API's rules.
+    #[error(transparent)]
+    Rules(#[from] told::RegistrationError),
 }
 
 /// The image's onboarding key and certificate.
@@ -132,12 +119,12 @@ pub fn message(
     serial: &str,
     soft_serial: &str,
 ) -> Result<ZRegisterMsg, RegistrationError> {
-    let message = ZRegisterMsg {
-        pem_cert: STANDARD.encode(device.pem()).into_bytes(),
+    let message = told::Registration {
+        device_cert_pem: device.pem().as_bytes().to_vec(),
         serial: clean(serial),
         soft_serial: soft_serial.trim().to_owned(),
-        ..ZRegisterMsg::default()
-    };
+    }
+    .to_wire();
     read(&message)?;
     Ok(message)
 }
@@ -155,60 +142,24 @@ pub struct Registration {
     pub soft_serial: String,
 }
 
-/// Reads a registration and checks it against the API's rules, on the controller.
+/// Reads a registration, on the controller: the API's rules are `protocol`'s; that the certificate is one, with a key that can
+/// check a device's messages, is looked at here.
 ///
 /// # Errors
 /// [`RegistrationError`].
 pub fn read(message: &ZRegisterMsg) -> Result<Registration, RegistrationError> {
-    let certificate = |what: String| RegistrationError::Certificate(what);
-    if !PEM_BYTES.contains(&message.pem_cert.len()) {
-        return Err(certificate(format!(
-            "it has {} bytes, {} to {} are allowed",
-            message.pem_cert.len(),
-            PEM_BYTES.start(),
-            PEM_BYTES.end()
-        )));
+    let certificate = |error: KeyError| RegistrationError::Certificate(error.to_string());
+    let told = told::Registration::from_wire(message)?;
+    let der = pem_to_der(&told.device_cert_pem).map_err(certificate)?;
+    match VerifyingKey::from_certificate_der(&der).map_err(certificate)? {
+        VerifyingKey::P256(_) => Ok(Registration {
+            device_certificate_pem: told.device_cert_pem,
+            device_certificate_der: der,
+            serial: told.serial,
+            soft_serial: told.soft_serial,
+        }),
+        VerifyingKey::Rsa(_) => Err(RegistrationError::Certificate(
+            "its key is not on P-256".to_owned(),
+        )),
     }
-    let pem = STANDARD
-        .decode(message.pem_cert.trim_ascii())
-        .map_err(|error| certificate(format!("not base64 of PEM: {error}")))?;
-    let der = pem_to_der(&pem).map_err(|error| certificate(error.to_string()))?;
-    match VerifyingKey::from_certificate_der(&der).map_err(|e| certificate(e.to_string()))? {
-        VerifyingKey::P256(_) => {}
-        VerifyingKey::Rsa(_) => return Err(certificate("its key is not on P-256".to_owned())),
-    }
-    rule(
-        "serial",
-        &message.serial,
-        "longer than 256 characters, or with control characters",
-        |c| !c.is_control(),
-    )?;
-    rule(
-        "soft serial",
-        &message.soft_serial,
-        "longer than 256 characters, or with others than letters, digits, _ and -",
-        |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
-    )?;
-    Ok(Registration {
-        device_certificate_pem: pem,
-        device_certificate_der: der,
-        serial: message.serial.clone(),
-        soft_serial: message.soft_serial.clone(),
-    })
-}
-
-fn rule(
-    which: &'static str,
-    text: &str,
-    rule: &'static str,
-    allowed: impl Fn(char) -> bool,
-) -> Result<(), RegistrationError> {
-    if text.chars().count() <= MAX_SERIAL && text.chars().all(allowed) {
-        return Ok(());
-    }
-    Err(RegistrationError::Serial {
-        which,
-        text: text.chars().take(64).collect(),
-        rule,
-    })
 }

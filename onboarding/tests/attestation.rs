@@ -236,7 +236,7 @@ fn a_healthy_machines_quote_does_not_help_a_sick_one() {
     assert!(
         error
             .to_string()
-            .contains("not signed by the device's own key"),
+            .contains("not signed with the key of the certificate that it should hang on"),
         "{error}"
     );
 }

@@ -9,6 +9,7 @@
 //! - [`certs`]: the controller's certificates, and how a device decides to trust them;
 //! - [`cipher`]: encrypted blocks inside messages;
 //! - [`registration`]: how a device applies;
+//! - [`authority`]: how a controller or a registry is called;
 //! - [`logs`]: the gzip bundles in which logs travel;
 //! - [`link`]: our own push channel beside the EVE API;
 //! - [`ids`]: ids as types.
@@ -16,6 +17,7 @@
 //! The crate opens no file and no socket and reads no clock: bytes, keys and the time come in as values, so that the
 //! device, the controller, the load generator and the fuzzers all run the same code.
 
+pub mod authority;
 pub mod certs;
 pub mod cipher;
 pub mod envelope;

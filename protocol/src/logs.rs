@@ -203,7 +203,8 @@ impl Bundle {
             Origin::Device(device) => header.comment(escape(
                 &serde_json::to_string(device).map_err(LogsError::Json)?,
             )),
-            Origin::App(name) => header.filename(escape(name)),
+            // What only looks like an escape in a name must not be taken for one.
+            Origin::App(name) => header.filename(escape(&name.replace("\\u", "\\u005cu"))),
         };
         let mut gzip = header.write(Vec::new(), Compression::default());
         for entry in &self.entries {
@@ -256,7 +257,9 @@ impl Bundle {
         let made = header.mtime();
         let origin = match (header.comment(), header.filename()) {
             (Some(comment), _) => {
-                Origin::Device(serde_json::from_str(&unescape(comment)).map_err(|error| {
+                // The escapes are those of JSON, whose own reader knows them from its other ones.
+                let json: String = comment.iter().copied().map(char::from).collect();
+                Origin::Device(serde_json::from_str(&json).map_err(|error| {
                     LogsError::Header(format!(
                         "the comment in its gzip header is not the expected JSON: {error}"
                     ))

@@ -26,9 +26,16 @@ pub enum RegistrationError {
     CertificateText,
     /// A serial that is too long or holds what it should not.
     #[error(
-        "reading a registration: {0} is longer than 256 characters or holds characters that are not allowed"
+        "reading a registration: the {which} {text:?} is longer than 256 characters, or has {beyond}"
     )]
-    Serial(&'static str),
+    Serial {
+        /// "serial" or "soft serial".
+        which: &'static str,
+        /// Its beginning.
+        text: String,
+        /// What it must not have.
+        beyond: &'static str,
+    },
 }
 
 /// A device's application to be registered.
@@ -65,18 +72,35 @@ impl Registration {
         let device_cert_pem = BASE64
             .decode(message.pem_cert.trim_ascii())
             .map_err(|_| RegistrationError::CertificateText)?;
-        let short = |text: &str| text.chars().take(MAX_SERIAL + 1).count() <= MAX_SERIAL;
-        if !short(&message.serial) || message.serial.chars().any(char::is_control) {
-            return Err(RegistrationError::Serial("the serial"));
-        }
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if !short(&message.soft_serial) || !message.soft_serial.chars().all(plain) {
-            return Err(RegistrationError::Serial("the soft serial"));
-        }
+        keeps_to("serial", &message.serial, "control characters", |c| {
+            !c.is_control()
+        })?;
+        keeps_to(
+            "soft serial",
+            &message.soft_serial,
+            "others than letters, digits, _ and -",
+            |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
+        )?;
         Ok(Self {
             device_cert_pem,
             serial: message.serial.clone(),
             soft_serial: message.soft_serial.clone(),
         })
     }
+}
+
+fn keeps_to(
+    which: &'static str,
+    text: &str,
+    beyond: &'static str,
+    allowed: impl Fn(char) -> bool,
+) -> Result<(), RegistrationError> {
+    if text.chars().take(MAX_SERIAL + 1).count() <= MAX_SERIAL && text.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(RegistrationError::Serial {
+        which,
+        text: text.chars().take(64).collect(),
+        beyond,
+    })
 }

@@ -113,9 +113,11 @@ pub enum DiskFormat {
 pub struct Resources {
     /// Virtual processors, 1 to 16.
     #[serde(default = "default_cpus")]
+    #[schema(default = default_cpus)]
     pub cpus: u32,
     /// Memory in MiB, from 32.
     #[serde(rename = "memoryMiB", default = "default_memory")]
+    #[schema(default = default_memory)]
     pub memory_mib: u64,
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use protocol::authority::Authority;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -10,6 +11,8 @@ use crate::meta::Condition;
 use crate::object::object;
 use crate::problem::FieldError;
 
+/// Port of a registry whose address names none.
+const HTTPS: u16 = 443;
 /// Most that further roots may take, in bytes.
 const MAX_CERTIFICATES: usize = 64 * 1024;
 
@@ -52,8 +55,8 @@ pub struct DatastoreStatus {
 /// A registry's address: `docker://host` or `docker://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryUrl {
-    /// `host` or `host:port`.
-    pub authority: String,
+    /// Where it is; port 443 if the address has none.
+    pub authority: Authority,
 }
 
 impl fmt::Display for RegistryUrl {
@@ -69,35 +72,13 @@ impl FromStr for RegistryUrl {
         let rest = text
             .strip_prefix("docker://")
             .ok_or_else(|| format!("`{text}` must begin with docker://"))?;
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !authority.ends_with(']') => (host, Some(port)),
-            _ => (authority, None),
-        };
-        let bracketed = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
-        let host_fits = match bracketed {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty()
-                    && host.len() <= 253
-                    && host
-                        .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
-            }
-        };
-        if !host_fits {
-            return Err(format!("`{text}` must name a host, without a path"));
-        }
-        if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            return Err(format!(
-                "`{text}` must have a port from 1 to 65535, or none"
-            ));
-        }
-        Ok(Self {
-            authority: authority.to_owned(),
-        })
+        Authority::or_port(rest.strip_suffix('/').unwrap_or(rest), HTTPS)
+            .map(|authority| Self { authority })
+            .map_err(|error| {
+                format!(
+                    "`{text}` must be docker://HOST or docker://HOST:PORT, without a path: {error}"
+                )
+            })
     }
 }
 
@@ -128,10 +109,10 @@ mod tests {
     fn urls() {
         for (text, wanted) in [
             ("docker://10.0.2.2:5000", Some("docker://10.0.2.2:5000")),
-            ("docker://r.example", Some("docker://r.example")),
+            ("docker://r.example", Some("docker://r.example:443")),
             ("docker://[fe80::1]:5000/", Some("docker://[fe80::1]:5000")),
             ("https://registry.example", None),
-            ("docker://[::1]", Some("docker://[::1]")),
+            ("docker://[::1]", Some("docker://[::1]:443")),
             ("ftp://x", None),
             ("registry.example", None),
             ("docker://x/path", None),

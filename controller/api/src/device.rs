@@ -47,6 +47,8 @@ pub struct DeviceStatus {
     pub image_version: String,
     /// Its network interfaces.
     pub interfaces: Vec<Interface>,
+    /// Network of the apps on it, behind it: chosen so that its uplinks' networks are not touched. Empty until it told those.
+    pub app_network: String,
     /// Its memory, once it told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStatus>,

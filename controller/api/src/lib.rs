@@ -16,6 +16,7 @@ mod device;
 mod image;
 mod meta;
 mod object;
+pub mod openapi;
 mod problem;
 mod session;
 

@@ -1,6 +1,7 @@
 //! What every object carries beside its spec and status.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -158,6 +159,12 @@ pub enum ConditionStatus {
     False,
     /// Nobody knows at the moment.
     Unknown,
+}
+
+impl fmt::Display for ConditionStatus {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, out)
+    }
 }
 
 impl From<bool> for ConditionStatus {

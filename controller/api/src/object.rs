@@ -153,7 +153,7 @@ macro_rules! object {
         pub struct $name {
             /// Always `skerry.io/v1`.
             pub api_version: String,
-            #[doc = concat!("Always `", stringify!($name), "`.")]
+            /// What sort of object it is: the name of this type.
             pub kind: String,
             /// Name, labels and what the controller keeps.
             pub metadata: crate::meta::ObjectMeta,

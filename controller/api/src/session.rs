@@ -30,7 +30,7 @@ pub struct TokenResponse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageBundle {
-    /// `host` or `host:port`, as EVE's `/config/server`.
+    /// `host:port`, also with port 443, as EVE's `/config/server`.
     pub server: String,
     /// Root of the controller's signing and encryption certificates, PEM.
     pub root_certificate: String,

@@ -1,5 +1,6 @@
 //! The doors: HTTP on the outside, calls of the fleet on the inside. No rule stands here.
 
+mod console;
 pub mod device;
 pub mod operator;
 

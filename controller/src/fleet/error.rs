@@ -1,4 +1,5 @@
-//! Why something was not done: towards devices, and towards operators.
+//! Why something was not done: towards devices, and towards operators. What the store says is put into these words here, so that no
+//! door needs to know that there is one.
 
 use onboarding::attest::AttestError;
 use operator_api::FieldError;
@@ -40,12 +41,33 @@ pub enum Refused {
     /// Another device has what this one claims.
     #[error("{0}")]
     Clash(String),
+    /// The store has no room for it.
+    #[error("{0}")]
+    StoreFull(String),
     /// The store did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    #[error("{0}")]
+    Store(String),
     /// The controller failed.
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full { .. } => Self::StoreFull(error.to_string()),
+            error => Self::Store(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full { .. } => Self::StoreFull(error.to_string()),
+            error => Self::Store(error.to_string()),
+        }
+    }
 }
 
 impl From<AttestError> for Refused {
@@ -100,9 +122,12 @@ pub enum Fault {
     /// Too much at once.
     #[error("{0}")]
     TooMany(&'static str),
+    /// The store has no room for it.
+    #[error("{0}")]
+    StoreFull(String),
     /// The store did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    #[error("{0}")]
+    Store(String),
     /// The controller failed.
     #[error("{0}")]
     Internal(String),
@@ -119,5 +144,25 @@ impl Fault {
             detail: detail.into(),
             errors: vec![FieldError::new(field, message)],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_store_is_told_from_one_that_fails() {
+        let full = || StoreError::Full { action: "writing" };
+        let damaged = || StoreError::Damaged {
+            action: "reading",
+            what: "x".to_owned(),
+            reason: "y".to_owned(),
+        };
+        assert!(matches!(Refused::from(full()), Refused::StoreFull(_)));
+        assert!(matches!(Refused::from(damaged()), Refused::Store(_)));
+        assert!(matches!(Fault::from(full()), Fault::StoreFull(_)));
+        assert!(matches!(Fault::from(damaged()), Fault::Store(_)));
+        assert_eq!(Fault::from(damaged()).to_string(), damaged().to_string());
     }
 }

@@ -135,7 +135,7 @@ impl Fleet {
         self: &Arc<Self>,
         owner: Uuid,
         wanted: Wanted,
-    ) -> Result<impl Stream<Item = Result<Vec<LogEntry>, StoreError>> + Send + use<>, Fault> {
+    ) -> Result<impl Stream<Item = Result<Vec<LogEntry>, Fault>> + Send + use<>, Fault> {
         let news = self.log_news.subscribe();
         let (first, seq) = match wanted.tail {
             None => (Vec::new(), 0),
@@ -225,7 +225,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn next(mut self) -> Result<Option<(Vec<LogEntry>, Self)>, StoreError> {
+    async fn next(mut self) -> Result<Option<(Vec<LogEntry>, Self)>, Fault> {
         if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
             return Ok(Some((first, self)));
         }

@@ -5,7 +5,7 @@
 //! | [`enrol`] | who becomes a device |
 //! | [`attest`] | who is trusted on its present boot |
 //! | [`poll`] | who gets which config |
-//! | [`plan`], [`names`] | what a config says (pure) |
+//! | [`plan`], [`names`], [`ranges`] | what a config says (pure) |
 //! | [`telemetry`], [`status`], [`figures`] | what becomes of info and metrics |
 //! | [`logs`] | whose logs are kept, and how much of them |
 //! | [`objects`], [`view`] | what operators may write, and what they see |
@@ -23,6 +23,7 @@ pub mod names;
 pub mod objects;
 pub mod plan;
 pub mod poll;
+pub mod ranges;
 pub mod registry;
 pub mod status;
 pub mod telemetry;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use operator_api::ImageBundle;
+use protocol::authority::Authority;
 use protocol::envelope::{self, Envelope};
 use protocol::ids::DeviceId;
 use protocol::link::ServerMessage;
@@ -50,8 +52,8 @@ use registry::{Entry, Registry};
 /// What can be set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `host` or `host:port` as devices call this controller; goes into image bundles.
-    pub server: String,
+    /// What devices call this controller; goes into image bundles.
+    pub server: Authority,
     /// Most bytes of logs, compressed, that are kept of a device or an app.
     pub log_share: i64,
     /// A device that was not heard from for so long counts as offline, unless its link is open. Devices ask for their config at least
@@ -68,9 +70,9 @@ pub struct Settings {
 impl Settings {
     /// The usual settings.
     #[must_use]
-    pub fn new(server: impl Into<String>) -> Self {
+    pub fn new(server: Authority) -> Self {
         Self {
-            server: server.into(),
+            server,
             log_share: 4 << 20,
             offline_after: Duration::from_secs(150),
             nonce_lifetime: Duration::from_secs(600),
@@ -143,7 +145,7 @@ impl Fleet {
     pub fn image_bundle(&self) -> ImageBundle {
         let (onboard_certificate, onboard_key) = self.pki.onboarding();
         ImageBundle {
-            server: self.settings.server.clone(),
+            server: self.settings.server.to_string(),
             root_certificate: self.pki.root_pem().to_owned(),
             tls_root_certificates: self.pki.root_pem().to_owned(),
             onboard_certificate: onboard_certificate.to_owned(),

@@ -6,7 +6,7 @@
 //! | each datastore that its apps use | `DatastoreConfig` |
 //! | each image, once | `ContentTree` |
 //! | each app | `AppInstanceConfig`, and the `Volume` that it starts from |
-//! | every device | one local `NetworkInstanceConfig` |
+//! | every device | one local `NetworkInstanceConfig`, with the range of addresses that [`super::ranges`] chose |
 
 use std::collections::BTreeMap;
 
@@ -25,12 +25,7 @@ use protocol::keys::sha256;
 use uuid::Uuid;
 
 use super::names;
-
-/// Apps' network on every device: behind the device, not seen outside.
-const SUBNET: &str = "10.11.0.0/24";
-const GATEWAY: &str = "10.11.0.1";
-const FIRST: &str = "10.11.0.2";
-const LAST: &str = "10.11.0.254";
+use super::ranges::Range;
 
 /// What a config is made from.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +49,10 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
         id: versioned(device, inputs.device.metadata.generation),
         device_name: inputs.device.metadata.name.clone(),
         controllercert_confighash: inputs.certificates_hash.to_owned(),
-        network_instances: vec![network_instance(network)],
+        network_instances: vec![network_instance(
+            network,
+            Range::named(&inputs.device.status.app_network),
+        )],
         ..EdgeDevConfig::default()
     };
     let mut datastores = BTreeMap::new();
@@ -109,7 +107,7 @@ fn versioned(id: Uuid, version: u64) -> Option<UuiDandVersion> {
     })
 }
 
-fn network_instance(id: Uuid) -> NetworkInstanceConfig {
+fn network_instance(id: Uuid, range: Range) -> NetworkInstanceConfig {
     NetworkInstanceConfig {
         uuidandversion: versioned(id, 1),
         displayname: "default".to_owned(),
@@ -123,11 +121,11 @@ fn network_instance(id: Uuid) -> NetworkInstanceConfig {
         }),
         ip_type: AddressType::Ipv4.into(),
         ip: Some(Ipspec {
-            subnet: SUBNET.to_owned(),
-            gateway: GATEWAY.to_owned(),
+            subnet: range.to_string(),
+            gateway: range.host(1).to_string(),
             dhcp_range: Some(IpRange {
-                start: FIRST.to_owned(),
-                end: LAST.to_owned(),
+                start: range.host(2).to_string(),
+                end: range.host(254).to_string(),
             }),
             ..Ipspec::default()
         }),
@@ -354,7 +352,8 @@ mod tests {
     fn the_same_objects_give_the_same_hash_and_any_change_another() {
         let first = hash(&planned(&objects()));
         assert_eq!(first, hash(&planned(&objects())));
-        let changes: [fn(&mut Objects); 5] = [
+        let changes: [fn(&mut Objects); 6] = [
+            |objects| objects.0.status.app_network = "172.27.11.0/24".into(),
             |objects| objects.0.metadata.name = "box-2".into(),
             |objects| objects.1[2].spec.ports[0].app = 81,
             |objects| objects.1[1].spec.image.format = None,

@@ -67,18 +67,6 @@ impl Fleet {
         Ok(Answer::Config(self.pki.seal(&response)?))
     }
 
-    /// Hash of the config that a device should have.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub async fn wanted_hash(&self, device: &Entry) -> Result<Arc<str>, Refused> {
-        let known = device.state().wanted.clone();
-        match known {
-            Some(hash) => Ok(hash),
-            None => Ok(self.plan_config(device).await?.1),
-        }
-    }
-
     async fn plan_config(&self, device: &Entry) -> Result<(EdgeDevConfig, Arc<str>), Refused> {
         let epoch = device.state().epoch;
         let (object, apps, datastores) = inputs(&mut *self.store.read().await?, device)

@@ -9,6 +9,8 @@ use protocol::eve::info::{
     ZInfoVolume, ZSwState,
 };
 
+use super::ranges::Range;
+
 /// Longest text that is taken over from a device, in characters.
 const MAX_TEXT: usize = 2048;
 /// Most entries of a list that are taken over from a device.
@@ -62,6 +64,9 @@ pub fn device(status: &mut DeviceStatus, info: &ZInfoDevice, told: Timestamp) {
         .unwrap_or_default();
     status.booted_at = info.boot_time.as_ref().and_then(timestamp);
     status.interfaces = info.network.iter().take(MAX_LIST).map(interface).collect();
+    status.app_network = Range::named(&status.app_network)
+        .beside(&status.interfaces)
+        .to_string();
     status.errors.clear();
     for network in &info.network {
         if let Some(error) = network

@@ -14,6 +14,7 @@ use protocol::eve::info::{
 use protocol::eve::metrics::ZMetricMsg;
 use uuid::Uuid;
 
+use super::ranges::Range;
 use super::status::{self, Told, timestamp};
 use super::{Fleet, Opened, Refused, figures, names};
 use crate::store::{Connection, StoreError, objects, reports};
@@ -71,10 +72,13 @@ impl Fleet {
             // Late or replayed: what is known is newer.
             return Ok(());
         }
+        let mut moved = false;
         let changed = match &message.info_content {
             Some(InfoContent::Dinfo(info)) => {
                 if let Some(mut object) = objects::by_uid::<Device>(&mut writer, device).await? {
+                    let before = Range::named(&object.status.app_network);
                     status::device(&mut object.status, info, told);
+                    moved = Range::named(&object.status.app_network) != before;
                     objects::set_status::<Device>(&mut writer, device, &object.status).await?;
                 }
                 Vec::new()
@@ -88,6 +92,10 @@ impl Fleet {
             _ => Vec::new(),
         };
         writer.commit().await?;
+        if moved {
+            tracing::info!(%device, "an uplink touches the apps' network, so it moves");
+            self.config_changed([device]);
+        }
         if matches!(message.info_content, Some(InfoContent::Dinfo(_))) {
             self.tell_device(device, WatchEventType::Modified).await;
         }

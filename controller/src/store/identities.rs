@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tried as _, damaged, parse_uid};
+use super::{Connection, Statement, StoreError, Tried as _, Use as _, damaged, parse_uid};
 
 const ACTION: &str = "reading a device's identity";
 
@@ -62,22 +62,26 @@ pub struct Shown {
     pub last_seen: Option<i64>,
 }
 
+/// A statement about one device, whose uid is its first value.
+fn of(device: Uuid, sql: &'static str) -> Statement<'static> {
+    sqlx::query(sql).bind(device.to_string())
+}
+
 /// Writes a new identity.
 pub async fn insert(connection: &mut Connection, identity: &Identity) -> Result<(), StoreError> {
-    sqlx::query(
+    of(
+        identity.device,
         "INSERT INTO identities (device, certificate, certificate_hash, onboarding_hash, serial, soft_serial, attestation) \
          VALUES ($1, $2, $3, $4, $5, $6, '{}')",
     )
-    .bind(identity.device.to_string())
     .bind(&identity.certificate)
     .bind(protocol::keys::sha256(&identity.certificate).as_slice())
     .bind(identity.onboarding_hash.as_slice())
     .bind(&identity.serial)
     .bind(&identity.soft_serial)
-    .execute(connection)
+    .write(connection, "writing a new identity")
     .await
-    .tried("writing a new identity")?;
-    Ok(())
+    .map(drop)
 }
 
 /// Uid of the device with this certificate.
@@ -85,13 +89,12 @@ pub async fn by_certificate(
     connection: &mut Connection,
     certificate: &[u8],
 ) -> Result<Option<Uuid>, StoreError> {
-    let found: Option<String> =
-        sqlx::query_scalar("SELECT device FROM identities WHERE certificate_hash = $1")
-            .bind(protocol::keys::sha256(certificate).as_slice())
-            .fetch_optional(connection)
-            .await
-            .tried(ACTION)?;
-    found.map(|text| parse_uid(ACTION, &text)).transpose()
+    let hash = protocol::keys::sha256(certificate);
+    let found = sqlx::query("SELECT device FROM identities WHERE certificate_hash = $1")
+        .bind(hash.as_slice())
+        .find(connection, ACTION)
+        .await?;
+    found.as_ref().map(device).transpose()
 }
 
 /// Uid of a device that registered with this onboarding certificate and serial.
@@ -100,29 +103,31 @@ pub async fn by_serial(
     onboarding_hash: &[u8; 32],
     serial: &str,
 ) -> Result<Option<Uuid>, StoreError> {
-    let found: Option<String> = sqlx::query_scalar(
+    let found = sqlx::query(
         "SELECT device FROM identities WHERE onboarding_hash = $1 AND serial = $2 LIMIT 1",
     )
     .bind(onboarding_hash.as_slice())
     .bind(serial)
-    .fetch_optional(connection)
-    .await
-    .tried(ACTION)?;
-    found.map(|text| parse_uid(ACTION, &text)).transpose()
+    .find(connection, ACTION)
+    .await?;
+    found.as_ref().map(device).transpose()
+}
+
+fn device(row: &SqliteRow) -> Result<Uuid, StoreError> {
+    parse_uid(ACTION, row.try_get("device").tried(ACTION)?)
 }
 
 /// All devices, for the registry.
 pub async fn all(connection: &mut Connection) -> Result<Vec<Known>, StoreError> {
     let rows = sqlx::query("SELECT device, certificate, token, last_seen FROM identities")
-        .fetch_all(connection)
-        .await
-        .tried("reading all identities")?;
+        .all(connection, "reading all identities")
+        .await?;
     rows.iter().map(known).collect()
 }
 
 fn known(row: &SqliteRow) -> Result<Known, StoreError> {
     Ok(Known {
-        device: parse_uid(ACTION, row.try_get("device").tried(ACTION)?)?,
+        device: device(row)?,
         certificate: row.try_get("certificate").tried(ACTION)?,
         token: row.try_get("token").tried(ACTION)?,
         last_seen: row.try_get("last_seen").tried(ACTION)?,
@@ -131,11 +136,9 @@ fn known(row: &SqliteRow) -> Result<Known, StoreError> {
 
 /// What the operator API shows of one device.
 pub async fn shown(connection: &mut Connection, device: Uuid) -> Result<Option<Shown>, StoreError> {
-    let row = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities WHERE device = $1")
-        .bind(device.to_string())
-        .fetch_optional(connection)
-        .await
-        .tried(ACTION)?;
+    let row = of(device, "SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities WHERE device = $1")
+        .find(connection, ACTION)
+        .await?;
     Ok(row
         .as_ref()
         .map(shown_row)
@@ -146,14 +149,13 @@ pub async fn shown(connection: &mut Connection, device: Uuid) -> Result<Option<S
 /// What the operator API shows of all devices.
 pub async fn all_shown(connection: &mut Connection) -> Result<Vec<(Uuid, Shown)>, StoreError> {
     let rows = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities")
-        .fetch_all(connection)
-        .await
-        .tried(ACTION)?;
+        .all(connection, ACTION)
+        .await?;
     rows.iter().map(shown_row).collect()
 }
 
 fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
-    let device = parse_uid(ACTION, row.try_get("device").tried(ACTION)?)?;
+    let device = device(row)?;
     let attestation: &str = row.try_get("attestation").tried(ACTION)?;
     let shown = Shown {
         attestation: serde_json::from_str(attestation)
@@ -167,11 +169,14 @@ fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
 
 /// The certificate that the device registered with, DER.
 pub async fn certificate(connection: &mut Connection, device: Uuid) -> Result<Vec<u8>, StoreError> {
-    sqlx::query_scalar("SELECT certificate FROM identities WHERE device = $1")
-        .bind(device.to_string())
-        .fetch_one(connection)
-        .await
-        .tried(ACTION)
+    of(
+        device,
+        "SELECT certificate FROM identities WHERE device = $1",
+    )
+    .get(connection, ACTION)
+    .await?
+    .try_get("certificate")
+    .tried(ACTION)
 }
 
 /// Certificates that the device showed before.
@@ -179,13 +184,12 @@ pub async fn attestation_keys(
     connection: &mut Connection,
     device: Uuid,
 ) -> Result<AttestationKeys, StoreError> {
-    let row = sqlx::query(
+    let row = of(
+        device,
         "SELECT attestation_certificate, endorsement_certificate, ecdh_certificate FROM identities WHERE device = $1",
     )
-    .bind(device.to_string())
-    .fetch_one(connection)
-    .await
-    .tried(ACTION)?;
+    .get(connection, ACTION)
+    .await?;
     let blob = |column: &str| row.try_get::<Option<Vec<u8>>, _>(column).tried(ACTION);
     Ok(AttestationKeys {
         attestation_certificate: blob("attestation_certificate")?,
@@ -200,18 +204,17 @@ pub async fn set_attestation_keys(
     device: Uuid,
     keys: &AttestationKeys,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE identities SET attestation_certificate = $1, endorsement_certificate = $2, \
-         ecdh_certificate = $3 WHERE device = $4",
+    of(
+        device,
+        "UPDATE identities SET attestation_certificate = $2, endorsement_certificate = $3, \
+         ecdh_certificate = $4 WHERE device = $1",
     )
     .bind(&keys.attestation_certificate)
     .bind(&keys.endorsement_certificate)
     .bind(&keys.ecdh_certificate)
-    .bind(device.to_string())
-    .execute(connection)
+    .write(connection, "writing attestation certificates")
     .await
-    .tried("writing attestation certificates")?;
-    Ok(())
+    .map(drop)
 }
 
 /// Writes the nonce that a device is given; an older one is no longer good.
@@ -221,14 +224,15 @@ pub async fn give_nonce(
     nonce: &[u8],
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE identities SET nonce = $1, nonce_given = $2 WHERE device = $3")
-        .bind(nonce)
-        .bind(now.as_millisecond())
-        .bind(device.to_string())
-        .execute(connection)
-        .await
-        .tried("writing a nonce")?;
-    Ok(())
+    of(
+        device,
+        "UPDATE identities SET nonce = $2, nonce_given = $3 WHERE device = $1",
+    )
+    .bind(nonce)
+    .bind(now.as_millisecond())
+    .write(connection, "writing a nonce")
+    .await
+    .map(drop)
 }
 
 /// Takes the nonce back: it is good once. With it comes the time when it was given, in milliseconds.
@@ -236,19 +240,19 @@ pub async fn take_nonce(
     connection: &mut Connection,
     device: Uuid,
 ) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
-    let row = sqlx::query(
+    let row = of(
+        device,
         "SELECT nonce, nonce_given FROM identities WHERE device = $1 AND nonce IS NOT NULL",
     )
-    .bind(device.to_string())
-    .fetch_optional(&mut *connection)
-    .await
-    .tried("reading a nonce")?;
+    .find(connection, "reading a nonce")
+    .await?;
     let Some(row) = row else { return Ok(None) };
-    sqlx::query("UPDATE identities SET nonce = NULL, nonce_given = NULL WHERE device = $1")
-        .bind(device.to_string())
-        .execute(connection)
-        .await
-        .tried("using a nonce up")?;
+    of(
+        device,
+        "UPDATE identities SET nonce = NULL, nonce_given = NULL WHERE device = $1",
+    )
+    .write(connection, "using a nonce up")
+    .await?;
     Ok(Some((
         row.try_get("nonce").tried(ACTION)?,
         row.try_get("nonce_given").tried(ACTION)?,
@@ -264,14 +268,15 @@ pub async fn set_attestation(
 ) -> Result<(), StoreError> {
     let text = serde_json::to_string(attestation)
         .map_err(|error| damaged("writing verdicts", device.to_string(), error))?;
-    sqlx::query("UPDATE identities SET attestation = $1, token = $2 WHERE device = $3")
-        .bind(text)
-        .bind(token)
-        .bind(device.to_string())
-        .execute(connection)
-        .await
-        .tried("writing verdicts")?;
-    Ok(())
+    of(
+        device,
+        "UPDATE identities SET attestation = $2, token = $3 WHERE device = $1",
+    )
+    .bind(text)
+    .bind(token)
+    .write(connection, "writing verdicts")
+    .await
+    .map(drop)
 }
 
 /// The keys that the device left here, as they came.
@@ -279,11 +284,12 @@ pub async fn keys(
     connection: &mut Connection,
     device: Uuid,
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    sqlx::query_scalar("SELECT keys FROM identities WHERE device = $1")
-        .bind(device.to_string())
-        .fetch_one(connection)
-        .await
-        .tried("reading escrowed keys")
+    const ACTION: &str = "reading escrowed keys";
+    of(device, "SELECT keys FROM identities WHERE device = $1")
+        .get(connection, ACTION)
+        .await?
+        .try_get("keys")
+        .tried(ACTION)
 }
 
 /// Keeps keys for the device.
@@ -292,13 +298,11 @@ pub async fn set_keys(
     device: Uuid,
     keys: &[u8],
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE identities SET keys = $1 WHERE device = $2")
+    of(device, "UPDATE identities SET keys = $2 WHERE device = $1")
         .bind(keys)
-        .bind(device.to_string())
-        .execute(connection)
+        .write(connection, "writing escrowed keys")
         .await
-        .tried("writing escrowed keys")?;
-    Ok(())
+        .map(drop)
 }
 
 /// Writes when a device was last heard from, and its figures if there are new ones.
@@ -308,16 +312,15 @@ pub async fn set_seen(
     last_seen: i64,
     figures: Option<&str>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE identities SET last_seen = $1, figures = COALESCE($2, figures) WHERE device = $3",
+    of(
+        device,
+        "UPDATE identities SET last_seen = $2, figures = COALESCE($3, figures) WHERE device = $1",
     )
     .bind(last_seen)
     .bind(figures)
-    .bind(device.to_string())
-    .execute(connection)
+    .write(connection, "writing figures")
     .await
-    .tried("writing figures")?;
-    Ok(())
+    .map(drop)
 }
 
 #[cfg(test)]

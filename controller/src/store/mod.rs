@@ -19,7 +19,9 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use thiserror::Error;
 use uuid::Uuid;
@@ -257,6 +259,75 @@ impl Deref for Writer {
 impl DerefMut for Writer {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.0
+    }
+}
+
+/// A statement with its values.
+pub(crate) type Statement<'q> = sqlx::query::Query<'q, Sqlite, sqlx::sqlite::SqliteArguments>;
+
+/// The ways in which statements are used; `action` names what was tried in the error.
+pub(crate) trait Use {
+    /// Writes; gives the number of rows that it wrote.
+    async fn write(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<u64, StoreError>;
+    /// Reads a row that may be absent.
+    async fn find(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<Option<SqliteRow>, StoreError>;
+    /// Reads a row that is there.
+    async fn get(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<SqliteRow, StoreError>;
+    /// Reads all rows.
+    async fn all(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<Vec<SqliteRow>, StoreError>;
+}
+
+impl Use for Statement<'_> {
+    async fn write(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<u64, StoreError> {
+        Ok(self
+            .execute(connection)
+            .await
+            .tried(action)?
+            .rows_affected())
+    }
+
+    async fn find(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<Option<SqliteRow>, StoreError> {
+        self.fetch_optional(connection).await.tried(action)
+    }
+
+    async fn get(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<SqliteRow, StoreError> {
+        self.fetch_one(connection).await.tried(action)
+    }
+
+    async fn all(
+        self,
+        connection: &mut Connection,
+        action: &'static str,
+    ) -> Result<Vec<SqliteRow>, StoreError> {
+        self.fetch_all(connection).await.tried(action)
     }
 }
 

@@ -3,7 +3,7 @@
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tried as _};
+use super::{Connection, Statement, StoreError, Tried as _, Use as _};
 
 /// Most reports that are kept of one device: a thing for every app, volume, image and network, with room. Beyond it the oldest goes.
 const MAX_REPORTS: i64 = 4096;
@@ -19,31 +19,27 @@ pub async fn put(
     horizon: i64,
     body: &[u8],
 ) -> Result<bool, StoreError> {
-    let (sort, about) = key;
-    let done = sqlx::query(
+    let written = about(
+        device,
+        key,
         "INSERT INTO reports (device, sort, about, told, body) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (device, sort, about) DO UPDATE SET told = excluded.told, body = excluded.body \
          WHERE reports.told <= excluded.told OR reports.told > $6",
     )
-    .bind(device.to_string())
-    .bind(sort)
-    .bind(about)
     .bind(told)
     .bind(body)
     .bind(horizon)
-    .execute(&mut *connection)
-    .await
-    .tried("writing a report")?;
+    .write(connection, "writing a report")
+    .await?;
     sqlx::query(
         "DELETE FROM reports WHERE device = $1 AND (sort, about) IN \
          (SELECT sort, about FROM reports WHERE device = $1 ORDER BY told DESC LIMIT -1 OFFSET $2)",
     )
     .bind(device.to_string())
     .bind(MAX_REPORTS)
-    .execute(connection)
-    .await
-    .tried("bounding reports")?;
-    Ok(done.rows_affected() > 0)
+    .write(connection, "bounding reports")
+    .await?;
+    Ok(written > 0)
 }
 
 /// One report, if there is one.
@@ -52,37 +48,24 @@ pub async fn get(
     device: Uuid,
     key: (&str, &str),
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    sqlx::query_scalar("SELECT body FROM reports WHERE device = $1 AND sort = $2 AND about = $3")
+    const ACTION: &str = "reading a report";
+    about(
+        device,
+        key,
+        "SELECT body FROM reports WHERE device = $1 AND sort = $2 AND about = $3",
+    )
+    .find(connection, ACTION)
+    .await?
+    .map(|row| row.try_get("body").tried(ACTION))
+    .transpose()
+}
+
+/// A statement about one report: its device, sort and thing are the first values.
+fn about<'q>(device: Uuid, key: (&'q str, &'q str), sql: &'static str) -> Statement<'q> {
+    sqlx::query(sql)
         .bind(device.to_string())
         .bind(key.0)
         .bind(key.1)
-        .fetch_optional(connection)
-        .await
-        .tried("reading a report")
-}
-
-/// All reports of a device of one sort: what they are about, and their bodies.
-pub async fn of_sort(
-    connection: &mut Connection,
-    device: Uuid,
-    sort: &str,
-) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT about, body FROM reports WHERE device = $1 AND sort = $2 ORDER BY about",
-    )
-    .bind(device.to_string())
-    .bind(sort)
-    .fetch_all(connection)
-    .await
-    .tried("reading reports")?;
-    rows.iter()
-        .map(|row| {
-            Ok((
-                row.try_get("about").tried("reading reports")?,
-                row.try_get("body").tried("reading reports")?,
-            ))
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -132,8 +115,8 @@ mod tests {
                 .unwrap()
         );
         assert_eq!(
-            of_sort(&mut writer, device, "app").await.unwrap(),
-            [("x".to_owned(), b"clock set right".to_vec())]
+            get(&mut writer, device, key).await.unwrap().unwrap(),
+            b"clock set right"
         );
     }
 }

@@ -53,6 +53,100 @@ pub fn app_info(id: &str, state: ZSwState) -> ZInfoApp {
 }
 
 #[tokio::test]
+async fn apps_move_out_of_the_way_of_an_uplink() {
+    let site = Site::start().await;
+    let device = Device::attested(&site, "SN").await;
+    let subnet = async || {
+        let config = device.config(&site, "").await.1.unwrap();
+        let network = &config.config.unwrap().network_instances[0];
+        (network.ip.clone().unwrap().subnet, config.config_hash)
+    };
+    let (before, hash) = subnet().await;
+    assert_eq!(before, "10.11.0.0/24");
+    let told = |address: &str| ZInfoDevice {
+        network: vec![ZInfoNetwork {
+            dev_name: "eth0".to_owned(),
+            ip_addrs: vec![address.to_owned()],
+            uplink: true,
+            ..ZInfoNetwork::default()
+        }],
+        ..ZInfoDevice::default()
+    };
+    let path = paths::info(device.id);
+    for (address, offset, wanted) in [
+        ("192.0.2.7", -3, "10.11.0.0/24"),
+        ("10.11.4.7", -2, "172.27.11.0/24"),
+        ("192.0.2.7", -1, "172.27.11.0/24"),
+    ] {
+        let message = info(InfoContent::Dinfo(told(address)), offset);
+        assert_eq!(
+            device.send(&site, &path, &message).await.0,
+            StatusCode::CREATED
+        );
+        assert_eq!(subnet().await.0, wanted, "{address}");
+        assert_eq!(site.device("box-1").await.status.app_network, wanted);
+    }
+    assert_eq!(
+        device.config(&site, &hash).await.0,
+        StatusCode::OK,
+        "the device that had the old range is given the new one"
+    );
+}
+
+#[tokio::test]
+async fn a_config_that_the_device_refuses_is_seen_by_operators() {
+    let site = Site::start().await;
+    let device = Device::attested(&site, "SN").await;
+    let item = |value: &str, error: &str| ZInfoConfigItem {
+        value: value.to_owned(),
+        error: error.to_owned(),
+    };
+    let told = |items: Vec<(&str, ZInfoConfigItem)>| ZInfoDevice {
+        config_item_status: Some(ZInfoConfigItemStatus {
+            config_items: items
+                .into_iter()
+                .map(|(key, item)| (key.to_owned(), item))
+                .collect(),
+            ..ZInfoConfigItemStatus::default()
+        }),
+        ..ZInfoDevice::default()
+    };
+    let path = paths::info(device.id);
+    // As pillar words it when a config's signature does not fit, with the config before still in force.
+    let reason = "opening the config: the signature is not the controller's";
+    let refused = told(vec![
+        ("skerry.config.hash", item("the one before", "")),
+        ("skerry.trouble.config", item("", reason)),
+    ]);
+    device
+        .send(&site, &path, &info(InfoContent::Dinfo(refused), -2))
+        .await;
+    let site = site.restart().await;
+    for seen in [
+        site.device("box-1").await,
+        site.list::<Object>().await.remove(0),
+    ] {
+        let errors: Vec<_> = seen
+            .status
+            .errors
+            .iter()
+            .map(|error| (error.source.as_str(), error.message.as_str()))
+            .collect();
+        assert_eq!(errors, [("config", reason)]);
+        assert_eq!(seen.status.config.applied, "the one before");
+    }
+    let healed = told(vec![("skerry.config.hash", item("the one before", ""))]);
+    device
+        .send(&site, &path, &info(InfoContent::Dinfo(healed), -1))
+        .await;
+    assert_eq!(
+        site.device("box-1").await.status.errors,
+        [],
+        "what is over is gone"
+    );
+}
+
+#[tokio::test]
 async fn a_device_comes_to_its_config_and_tells_how_it_fares() {
     let site = Site::start().await;
     assert_eq!(

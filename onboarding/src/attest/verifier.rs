@@ -4,6 +4,7 @@
 use std::io::Read as _;
 
 use flate2::read::GzDecoder;
+use protocol::certs::check_signed_by;
 use protocol::eve::attest::{
     AttestVersionType, AttestVolumeKey, TpmHashAlgo, ZAttestNonceResp, ZAttestQuote, ZAttestReq,
     ZAttestReqType, ZAttestRespType, ZAttestResponse,
@@ -11,7 +12,6 @@ use protocol::eve::attest::{
 use protocol::eve::certs::{ZCert, ZCertMetaDataType, ZCertType};
 use protocol::keys::{CertHash, VerifyingKey, pem_to_der};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{AttestError, QuoteAnswer, StoreKeysAnswer, Versions};
 use crate::eventlog::MAX_LOG;
@@ -206,22 +206,13 @@ impl DeviceCertificates {
     /// # Errors
     /// [`AttestError::Certificate`].
     pub fn check(&self, device_certificate_der: &[u8]) -> Result<(), AttestError> {
-        let (_, device) = X509Certificate::from_der(device_certificate_der).map_err(|error| {
-            AttestError::Certificate {
-                which: "device",
-                what: error.to_string(),
-            }
-        })?;
         for (which, certificate) in [("attestation", &self.attestation), ("ECDH", &self.ecdh)] {
             let Some(certificate) = certificate else {
                 continue;
             };
             let bad = |what: String| AttestError::Certificate { which, what };
-            let (_, parsed) = X509Certificate::from_der(&certificate.der)
+            check_signed_by(&certificate.der, device_certificate_der)
                 .map_err(|error| bad(error.to_string()))?;
-            parsed
-                .verify_signature(Some(device.public_key()))
-                .map_err(|_| bad("it is not signed by the device's own key".to_owned()))?;
             match VerifyingKey::from_certificate_der(&certificate.der) {
                 Ok(VerifyingKey::P256(_)) => {}
                 _ => return Err(bad("its key is not on P-256".to_owned())),

@@ -21,8 +21,7 @@ mod rc;
 pub mod template;
 mod transport;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use command::{
@@ -74,20 +73,6 @@ impl Tpm {
             Ok(socket) => Ok(Self::over(socket)),
             Err(source) => Err(TpmError::Open {
                 path: path.to_path_buf(),
-                source,
-            }),
-        }
-    }
-
-    /// Connects to an emulator on a TCP port (`swtpm socket --tpm2 --server type=tcp,port=...`).
-    ///
-    /// # Errors
-    /// [`TpmError::Open`] if the port cannot be connected.
-    pub fn connect_tcp(address: SocketAddr) -> Result<Self, TpmError> {
-        match Socket::tcp(address) {
-            Ok(socket) => Ok(Self::over(socket)),
-            Err(source) => Err(TpmError::Open {
-                path: PathBuf::from(address.to_string()),
                 source,
             }),
         }

@@ -49,6 +49,7 @@ fn bundles_come_back() {
         "\u{65e5}\u{672c} \u{1F680}",
         "zero\0byte",
         "a\\b",
+        "no escape: \\u0041 \\\\u",
     ] {
         let app = Bundle {
             origin: Origin::App(name.to_owned()),
@@ -87,6 +88,28 @@ fn lines_and_header_are_as_eve_writes_them() {
         Some(&br#"{"devID":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","image":"A","eveVersion":"0.1.0"}"#[..])
     );
     assert_eq!(header.mtime(), 1_790_000_001);
+}
+
+#[test]
+fn versions_with_control_characters_and_backslashes_come_back() {
+    for version in [
+        "a\u{1}b\0",
+        "\\u0041",
+        "1.0 \u{20ac}\u{1F680} \"caf\u{e9}\"",
+    ] {
+        let bundle = Bundle {
+            origin: Origin::Device(DeviceOrigin {
+                version: version.to_owned(),
+                ..DeviceOrigin::default()
+            }),
+            ..device_bundle()
+        };
+        assert_eq!(
+            Bundle::decode(&bundle.encode().unwrap()).unwrap(),
+            bundle,
+            "{version:?}"
+        );
+    }
 }
 
 #[test]

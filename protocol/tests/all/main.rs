@@ -7,6 +7,7 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod authority;
 mod certs;
 mod cipher;
 mod envelope;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use protocol::authority::Authority;
 use serde::{Deserialize, Serialize};
 
 /// The controller's address and trust roots. JSON fields in camelCase; unknown ones are ignored.
@@ -55,7 +56,7 @@ impl Bundle {
     /// Checks the form of every field. What the certificates are worth is for the device to say.
     pub fn check(&self) -> Result<(), BundleError> {
         let wrong = |field, wanted| Err(BundleError::Field { field, wanted });
-        if !is_host_and_port(&self.server) {
+        if self.server.parse::<Authority>().is_err() {
             return wrong("server", "host:port");
         }
         for (field, text) in [
@@ -102,29 +103,6 @@ impl fmt::Debug for Bundle {
             .field("built_at", &self.built_at)
             .finish_non_exhaustive()
     }
-}
-
-fn is_host_and_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else {
-        return false;
-    };
-    // A colon belongs into an address of IPv6 alone, and that into brackets (RFC 3986, section 3.2.2).
-    let address = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    let host_fits = match address {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.len() <= 253
-                && host
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
-        }
-    };
-    host_fits
-        && port.bytes().all(|b| b.is_ascii_digit())
-        && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 fn has_pem(text: &str, label: &str) -> bool {
@@ -225,7 +203,11 @@ pub(crate) mod tests {
             let error = bundle.check().unwrap_err().to_string();
             assert!(error.contains(&format!("bundle's {field} ")), "{error}");
         }
-        for server in ["192.0.2.1:8443", "[2001:db8::1]:443"] {
+        for server in [
+            "192.0.2.1:8443",
+            "[2001:db8::1]:443",
+            "controller.example:443",
+        ] {
             Bundle {
                 server: server.into(),
                 ..sample()

@@ -1,4 +1,5 @@
-//! EVE's paths. Every handler reads the body, opens the envelope, and hands it to the fleet.
+//! EVE's paths. Every handler reads the body, opens the envelope, and hands it to the fleet; those that only take what devices tell
+//! are one.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use protocol::envelope::MAX_REQUEST;
 use protocol::ids::{AppId, DeviceId};
+use serde::Deserialize;
 
 use super::{BodyFault, sealed};
 use crate::doors::read_body;
@@ -99,84 +101,43 @@ pub(super) async fn attest(
     Ok(sealed(StatusCode::CREATED, fleet.attest(opened).await?))
 }
 
-pub(super) async fn info(
-    State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.info(opened).await?;
-    Ok(StatusCode::CREATED)
+/// What devices tell, without waiting for more of an answer than that it was taken.
+#[derive(Clone, Copy)]
+pub(super) enum Told {
+    Info,
+    Metrics,
+    Log,
+    /// A log in EVE's old form.
+    OldLog,
+    Flows,
+    HardwareHealth,
 }
 
-pub(super) async fn metrics(
-    State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.metrics(opened).await?;
-    Ok(StatusCode::CREATED)
+/// Whom a path is about.
+#[derive(Deserialize)]
+pub(super) struct Subject {
+    device: String,
+    /// On the paths of apps' logs.
+    app: Option<String>,
 }
 
-pub(super) async fn device_log(
+/// Takes what a device tells.
+pub(super) async fn take(
+    told: Told,
     State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
+    Path(subject): Path<Subject>,
     body: Body,
 ) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.device_log(opened).await?;
-    Ok(StatusCode::CREATED)
-}
-
-pub(super) async fn app_log(
-    State(fleet): State<Arc<Fleet>>,
-    Path((device, app)): Path<(String, String)>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let app: AppId = id(&app)?;
-    let opened = open(&fleet, &device, body).await?;
-    fleet.app_log(opened, app).await?;
-    Ok(StatusCode::CREATED)
-}
-
-pub(super) async fn old_device_log(
-    State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.old_log(opened, None).await?;
-    Ok(StatusCode::CREATED)
-}
-
-pub(super) async fn old_app_log(
-    State(fleet): State<Arc<Fleet>>,
-    Path((device, app)): Path<(String, String)>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let app: AppId = id(&app)?;
-    let opened = open(&fleet, &device, body).await?;
-    fleet.old_log(opened, Some(app)).await?;
-    Ok(StatusCode::CREATED)
-}
-
-pub(super) async fn flows(
-    State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.flows(opened).await?;
-    Ok(StatusCode::CREATED)
-}
-
-pub(super) async fn hardware_health(
-    State(fleet): State<Arc<Fleet>>,
-    Path(device): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Fault> {
-    let opened = open(&fleet, &device, body).await?;
-    fleet.hardware_health(opened).await?;
+    let app: Option<AppId> = subject.app.as_deref().map(id).transpose()?;
+    let opened = open(&fleet, &subject.device, body).await?;
+    match (told, app) {
+        (Told::Info, _) => fleet.info(opened).await?,
+        (Told::Metrics, _) => fleet.metrics(opened).await?,
+        (Told::Log, None) => fleet.device_log(opened).await?,
+        (Told::Log, Some(app)) => fleet.app_log(opened, app).await?,
+        (Told::OldLog, app) => fleet.old_log(opened, app).await?,
+        (Told::Flows, _) => fleet.flows(opened).await?,
+        (Told::HardwareHealth, _) => fleet.hardware_health(opened).await?,
+    }
     Ok(StatusCode::CREATED)
 }

@@ -13,7 +13,7 @@
 //!
 //! Bodies of errors are plain text for people: EVE ignores them, our agent shows them.
 
-pub(in crate::doors) mod console;
+mod console;
 mod eve;
 mod link;
 
@@ -26,12 +26,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use protocol::paths::CONTENT_TYPE;
 
+use self::eve::Told;
 use super::BodyFault;
 use crate::fleet::{Fleet, Refused};
-use crate::store::StoreError;
 
 /// The device API.
 pub fn router(fleet: Arc<Fleet>) -> Router {
+    let take = |told| post(move |fleet, subject, body| eve::take(told, fleet, subject, body));
     let eve = Router::new()
         .route("/certs", get(eve::certs).post(eve::certs))
         .route("/ping", get(eve::ping))
@@ -39,20 +40,20 @@ pub fn router(fleet: Arc<Fleet>) -> Router {
         .route("/uuid", post(eve::uuid))
         .route("/id/{device}/config", post(eve::config))
         .route("/id/{device}/attest", post(eve::attest))
-        .route("/id/{device}/info", post(eve::info))
-        .route("/id/{device}/metrics", post(eve::metrics))
-        .route("/id/{device}/newlogs", post(eve::device_log))
+        .route("/id/{device}/info", take(Told::Info))
+        .route("/id/{device}/metrics", take(Told::Metrics))
+        .route("/id/{device}/newlogs", take(Told::Log))
         .route(
             "/id/{device}/apps/instanceid/{app}/newlogs",
-            post(eve::app_log),
+            take(Told::Log),
         )
-        .route("/id/{device}/logs", post(eve::old_device_log))
+        .route("/id/{device}/logs", take(Told::OldLog))
         .route(
             "/id/{device}/apps/instances/id/{app}/logs",
-            post(eve::old_app_log),
+            take(Told::OldLog),
         )
-        .route("/id/{device}/flowlog", post(eve::flows))
-        .route("/id/{device}/hardwarehealth", post(eve::hardware_health));
+        .route("/id/{device}/flowlog", take(Told::Flows))
+        .route("/id/{device}/hardwarehealth", take(Told::HardwareHealth));
     Router::new()
         .nest(protocol::paths::EVE, eve)
         .route(protocol::paths::LINK, get(link::link))
@@ -78,7 +79,7 @@ impl IntoResponse for Refused {
             Self::OtherDevice { .. } | Self::Token | Self::NotAllowed(_) => StatusCode::FORBIDDEN,
             Self::Clash(_) => StatusCode::CONFLICT,
             Self::Empty => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Store(StoreError::Full { .. }) => StatusCode::INSUFFICIENT_STORAGE,
+            Self::StoreFull(_) => StatusCode::INSUFFICIENT_STORAGE,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -7,7 +7,6 @@ use operator_api::{FieldError, PROBLEM_JSON, Problem};
 
 use crate::doors::BodyFault;
 use crate::fleet::Fault;
-use crate::store::StoreError;
 
 /// An error answer.
 pub(super) struct Answer(Problem);
@@ -76,7 +75,7 @@ impl From<Fault> for Answer {
                 "Too much at once",
                 Vec::new(),
             ),
-            Fault::Store(StoreError::Full { .. }) => (
+            Fault::StoreFull(_) => (
                 StatusCode::INSUFFICIENT_STORAGE,
                 "disk-full",
                 "The disk is full",

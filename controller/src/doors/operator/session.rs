@@ -13,7 +13,7 @@ use operator_api::{ImageBundle, TokenRequest};
 
 use super::collections::parse;
 use super::problem::Answer;
-use crate::doors::device::console::{limited, pump};
+use crate::doors::console::{limited, pump};
 use crate::doors::read_body;
 use crate::fleet::{Fault, Fleet};
 

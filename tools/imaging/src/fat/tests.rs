@@ -113,14 +113,11 @@ fn fsck_accepts_what_is_written() {
     ] {
         let path = dir.path().join("volume");
         std::fs::write(&path, build(volume(kind, sector, size), &sample())).unwrap();
-        let Ok(output) = Command::new("/usr/sbin/fsck.fat")
+        let output = Command::new("/usr/sbin/fsck.fat")
             .arg("-nv")
             .arg(&path)
             .output()
-        else {
-            eprintln!("no fsck.fat here: its judgement is skipped");
-            return;
-        };
+            .expect("fsck.fat is missing: apt-get install dosfstools");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
             output.status.success(),
