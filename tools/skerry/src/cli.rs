@@ -73,6 +73,16 @@ pub enum Command {
     /// Print the version of this program.
     #[command(after_help = "Examples:\n  skerry version")]
     Version,
+    /// Write the reference of this command line and of the operator API for the book.
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  skerry docs --out docs/src/reference"
+    )]
+    Docs {
+        /// Folder to write to: skerry.md, operator-api.md, openapi.json.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print a completion script for a shell.
     #[command(after_help = "Examples:\n  skerry completion bash > /etc/bash_completion.d/skerry")]
     Completion {

@@ -6,7 +6,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use operator_api::{API_PREFIX, Problem};
+use operator_api::{API_PREFIX, Problem, TokenRequest, TokenResponse};
 use reqwest::header::{
     CONNECTION, HeaderValue, IF_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -92,6 +92,20 @@ impl Client {
 
     /// `what` is what is being done, for the error: "get apps".
     async fn send(&self, request: RequestBuilder, what: &str) -> Result<Response, Failure> {
+        let advice = match self.token {
+            Some(_) => "log in again",
+            None => "log in first",
+        };
+        self.send_advised(request, what, Some(advice)).await
+    }
+
+    /// `advice` is what helps if the controller does not know who asks.
+    async fn send_advised(
+        &self,
+        request: RequestBuilder,
+        what: &str,
+        advice: Option<&str>,
+    ) -> Result<Response, Failure> {
         let response = request
             .send()
             .await
@@ -101,11 +115,15 @@ impl Client {
         }
         let status = response.status();
         let body = whole(response).await.unwrap_or_default();
-        Err(self.problem(what, status, &body))
+        Err(self.problem(what, status, &body, advice))
     }
 
     async fn json(&self, request: RequestBuilder, what: &str) -> Result<Value, Failure> {
         let response = self.send(request.timeout(ANSWER_TIMEOUT), what).await?;
+        self.read(response, what).await
+    }
+
+    async fn read(&self, response: Response, what: &str) -> Result<Value, Failure> {
         let body = whole(response)
             .await
             .map_err(|error| self.broken(what, &error))?;
@@ -163,10 +181,15 @@ impl Client {
         Ok(Put { created, object })
     }
 
-    /// `POST` of a JSON body.
-    pub async fn post(&self, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
-        self.json(self.request(Method::POST, path).json(body), what)
-            .await
+    /// Asks for a token. To be told to log in would not help whose password was wrong.
+    pub async fn log_in(&self, login: &TokenRequest, what: &str) -> Result<TokenResponse, Failure> {
+        let request = self
+            .request(Method::POST, "tokens")
+            .json(login)
+            .timeout(ANSWER_TIMEOUT);
+        let response = self.send_advised(request, what, None).await?;
+        serde_json::from_value(self.read(response, what).await?)
+            .map_err(|error| self.broken(what, &error.to_string()))
     }
 
     /// `DELETE` of an object.
@@ -249,7 +272,13 @@ impl Client {
         ))
     }
 
-    fn problem(&self, what: &str, status: StatusCode, body: &[u8]) -> Failure {
+    fn problem(
+        &self,
+        what: &str,
+        status: StatusCode,
+        body: &[u8],
+        advice: Option<&str>,
+    ) -> Failure {
         let said = match serde_json::from_slice::<Problem>(body) {
             Ok(problem) if problem.detail.is_empty() => problem.title,
             Ok(problem) => {
@@ -265,15 +294,10 @@ impl Client {
         let message = format!("{what}: {said}");
         match status {
             StatusCode::NOT_FOUND => Failure::not_found(message),
-            StatusCode::UNAUTHORIZED if self.token.is_some() => Failure::refused(format!(
-                "{message}\nlog in again: skerry login {}",
-                self.server
-            )),
-            StatusCode::UNAUTHORIZED if what.starts_with("log in") => Failure::refused(message),
-            StatusCode::UNAUTHORIZED => Failure::refused(format!(
-                "{message}\nlog in first: skerry login {}",
-                self.server
-            )),
+            StatusCode::UNAUTHORIZED => Failure::refused(match advice {
+                Some(advice) => format!("{message}\n{advice}: skerry login {}", self.server),
+                None => message,
+            }),
             StatusCode::FORBIDDEN => Failure::refused(message),
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
                 Failure::timed_out(message)

@@ -1,11 +1,11 @@
-//! The kinds of objects: what they are called, where they are found, and what their tables show.
+//! The kinds of objects: what they are called, and where they are found. What their tables show stands in [`crate::output::view`].
 
 use jiff::Timestamp;
+use operator_api::{App, Datastore, Device};
 use serde_json::Value;
 
 use crate::failure::Failure;
-use crate::output::{age, first_line, size_kib};
-use crate::terminal::Paint;
+use crate::output::view::{self, Title, View, Viewed};
 
 /// A kind of object.
 pub struct Kind {
@@ -15,107 +15,47 @@ pub struct Kind {
     pub collection: &'static str,
     /// What else people type.
     aliases: &'static [&'static str],
-    /// Columns of its table.
-    pub columns: &'static [Column],
-}
-
-/// A column of a table.
-pub struct Column {
-    /// Its title.
-    pub title: &'static str,
-    /// Only with `-o wide`.
-    pub wide: bool,
-    /// What it shows of an object, at a time.
-    pub cell: fn(&Value, Timestamp) -> String,
-}
-
-const fn column(title: &'static str, cell: fn(&Value, Timestamp) -> String) -> Column {
-    Column {
-        title,
-        wide: false,
-        cell,
-    }
-}
-
-const fn wide(title: &'static str, cell: fn(&Value, Timestamp) -> String) -> Column {
-    Column {
-        title,
-        wide: true,
-        cell,
-    }
+    /// Titles of its table.
+    titles: fn() -> Vec<Title>,
+    /// Reads an object of this kind.
+    view: fn(&Value, Timestamp) -> Result<View, serde_json::Error>,
 }
 
 /// All kinds.
 pub static KINDS: [Kind; 3] = [
-    Kind {
-        name: "Device",
-        collection: "devices",
-        aliases: &["device", "dev"],
-        columns: &[
-            column("NAME", |object, _| text(object, "/metadata/name")),
-            column("PHASE", |object, _| text(object, "/status/phase")),
-            column("TRUST", |object, _| device_trust(object)),
-            column("ADDRESS", |object, _| device_address(object)),
-            column("VERSION", |object, _| text(object, "/status/imageVersion")),
-            column("SEEN", |object, now| ago(object, "/status/lastSeen", now)),
-            column("AGE", |object, now| {
-                ago(object, "/metadata/creationTimestamp", now)
-            }),
-            wide("MODEL", |object, _| {
-                text(object, "/status/hardware/productName")
-            }),
-            wide("SERIAL", |object, _| {
-                text(object, "/status/hardware/serial")
-            }),
-            wide("MEMORY", |object, _| device_memory(object)),
-            wide("CONFIG", |object, _| device_config(object)),
-            wide("UID", |object, _| text(object, "/metadata/uid")),
-        ],
-    },
-    Kind {
-        name: "App",
-        collection: "apps",
-        aliases: &["app"],
-        columns: &[
-            column("NAME", |object, _| text(object, "/metadata/name")),
-            column("DEVICE", |object, _| text(object, "/spec/device")),
-            column("TYPE", |object, _| app_type(object)),
-            column("PHASE", |object, _| app_phase(object)),
-            column("RESTARTS", |object, _| text(object, "/status/restarts")),
-            column("PORTS", |object, _| app_ports(object)),
-            column("AGE", |object, now| {
-                ago(object, "/metadata/creationTimestamp", now)
-            }),
-            wide("ADDRESSES", |object, _| list(object, "/status/addresses")),
-            wide("MEMORY", |object, _| {
-                object
-                    .pointer("/status/memoryUsedKiB")
-                    .and_then(Value::as_u64)
-                    .map(size_kib)
-                    .unwrap_or_default()
-            }),
-            wide("IMAGE", |object, _| text(object, "/spec/image/reference")),
-            wide("MESSAGE", |object, _| {
-                first_line(&text(object, "/status/message"))
-            }),
-        ],
-    },
-    Kind {
-        name: "Datastore",
-        collection: "datastores",
-        aliases: &["datastore", "ds"],
-        columns: &[
-            column("NAME", |object, _| text(object, "/metadata/name")),
-            column("TYPE", |object, _| text(object, "/spec/type")),
-            column("URL", |object, _| text(object, "/spec/url")),
-            column("AGE", |object, now| {
-                ago(object, "/metadata/creationTimestamp", now)
-            }),
-        ],
-    },
+    Kind::of::<Device>(&["device", "dev"]),
+    Kind::of::<App>(&["app"]),
+    Kind::of::<Datastore>(&["datastore", "ds"]),
 ];
 
 impl Kind {
+    const fn of<T: Viewed>(aliases: &'static [&'static str]) -> Self {
+        Self {
+            name: T::KIND,
+            collection: T::COLLECTION,
+            aliases,
+            titles: view::titles::<T>,
+            view: view::view::<T>,
+        }
+    }
+
+    /// Titles of the columns of its table.
+    pub fn titles(&self) -> Vec<Title> {
+        (self.titles)()
+    }
+
+    /// What a table shows of an object at a time.
+    pub fn view(&self, object: &Value, now: Timestamp) -> Result<View, Failure> {
+        (self.view)(object, now).map_err(|error| {
+            Failure::error(format!(
+                "the controller gave an object that is no {} as this program, version {}, knows them: {error}; \
+                 -o json shows it as it is",
+                self.name,
+                env!("CARGO_PKG_VERSION")
+            ))
+        })
+    }
+
     /// The kind that people call `word`.
     pub fn find(word: &str) -> Option<&'static Self> {
         let word = word.to_ascii_lowercase();
@@ -204,7 +144,8 @@ pub fn select(words: &[String]) -> Result<Vec<Selection>, Failure> {
     Ok(selections)
 }
 
-/// The value at a JSON pointer as text; empty if absent.
+/// The value at a JSON pointer as text; empty if absent. For what is not of this program's making: manifests, and objects that go
+/// through as they are.
 pub fn text(object: &Value, pointer: &str) -> String {
     match object.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
@@ -213,145 +154,10 @@ pub fn text(object: &Value, pointer: &str) -> String {
     }
 }
 
-fn list(object: &Value, pointer: &str) -> String {
-    let items = object.pointer(pointer).and_then(Value::as_array);
-    items
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-fn ago(object: &Value, pointer: &str, now: Timestamp) -> String {
-    text(object, pointer)
-        .parse()
-        .map(|then| age(then, now))
-        .unwrap_or_default()
-}
-
-/// What its attestation came to, and how strong the proof of identity is: `trusted, bronze`.
-fn device_trust(object: &Value) -> String {
-    let (conclusion, level) = (
-        text(object, "/status/attestation/conclusion"),
-        text(object, "/status/attestation/level"),
-    );
-    match conclusion.is_empty() {
-        true => String::new(),
-        false => format!("{conclusion}, {level}"),
-    }
-}
-
-/// The first address of an interface that leads outside, or else of any.
-fn device_address(object: &Value) -> String {
-    let interfaces = object
-        .pointer("/status/interfaces")
-        .and_then(Value::as_array);
-    let mut interfaces: Vec<_> = interfaces.into_iter().flatten().collect();
-    interfaces.sort_by_key(|interface| interface.get("uplink") != Some(&Value::Bool(true)));
-    interfaces
-        .iter()
-        .map(|interface| text(interface, "/addresses/0"))
-        .find(|address| !address.is_empty())
-        .unwrap_or_default()
-}
-
-fn device_memory(object: &Value) -> String {
-    let number = |pointer| object.pointer(pointer).and_then(Value::as_u64);
-    match (
-        number("/status/memory/totalKiB"),
-        number("/status/memory/availableKiB"),
-    ) {
-        (Some(total), Some(available)) => {
-            format!(
-                "{} of {}",
-                size_kib(total.saturating_sub(available)),
-                size_kib(total)
-            )
-        }
-        _ => String::new(),
-    }
-}
-
-fn device_config(object: &Value) -> String {
-    let (wanted, applied) = (
-        text(object, "/status/config/wanted"),
-        text(object, "/status/config/applied"),
-    );
-    match (wanted.is_empty(), wanted == applied) {
-        (true, _) => String::new(),
-        (false, true) => "applied".to_owned(),
-        (false, false) => "pending".to_owned(),
-    }
-}
-
-fn app_type(object: &Value) -> String {
-    let kind = text(object, "/spec/type");
-    match (kind.as_str(), text(object, "/spec/isolation").as_str()) {
-        ("container", "") => "container/microvm".to_owned(),
-        ("container", isolation) => format!("container/{isolation}"),
-        _ => kind,
-    }
-}
-
-fn app_phase(object: &Value) -> String {
-    let phase = text(object, "/status/phase");
-    match object
-        .pointer("/status/progressPercent")
-        .and_then(Value::as_u64)
-    {
-        Some(percent) if phase == "Fetching" => format!("{phase} {percent}%"),
-        _ => phase,
-    }
-}
-
-fn app_ports(object: &Value) -> String {
-    let ports = object.pointer("/spec/ports").and_then(Value::as_array);
-    let one = |port: &Value| {
-        let protocol = text(port, "/protocol");
-        let protocol = if protocol.is_empty() {
-            "tcp"
-        } else {
-            &protocol
-        };
-        format!(
-            "{}->{}/{protocol}",
-            text(port, "/device"),
-            text(port, "/app")
-        )
-    };
-    ports
-        .into_iter()
-        .flatten()
-        .map(one)
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-/// Colour of a cell in the column PHASE.
-pub fn phase_paint(cell: &str) -> Paint {
-    match cell.split(' ').next().unwrap_or_default() {
-        "Online" | "Running" => Paint::Green,
-        "Offline" | "Refused" | "Failed" => Paint::Red,
-        "Stopped" | "" => Paint::Plain,
-        _ => Paint::Yellow,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::failure::Exit;
-
-    fn cells(object: &Value) -> Vec<String> {
-        let kind = Kind::of_object(object["kind"].as_str().unwrap()).unwrap();
-        kind.columns
-            .iter()
-            .map(|column| (column.cell)(object, Timestamp::UNIX_EPOCH))
-            .collect()
-    }
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
@@ -412,69 +218,5 @@ mod tests {
             kind.path("../devices?x=\u{e9}"),
             "apps/..%2Fdevices%3Fx%3D%C3%A9"
         );
-    }
-
-    #[test]
-    fn a_device_is_shown() {
-        let device = json!({
-            "kind": "Device",
-            "metadata": {"name": "box-1", "creationTimestamp": "1969-12-31T23:00:00Z"},
-            "status": {
-                "phase": "Online", "attestation": {"conclusion": "unproven", "level": "bronze"}, "imageVersion": "0.1.0",
-                "interfaces": [{"addresses": ["10.0.0.1"]}, {"uplink": true, "addresses": ["192.0.2.7"]}],
-                "memory": {"totalKiB": 2_097_152, "availableKiB": 1_966_080},
-                "config": {"wanted": "a", "applied": "b"}
-            }
-        });
-        let shown = cells(&device);
-        assert_eq!(
-            shown[..7],
-            [
-                "box-1",
-                "Online",
-                "unproven, bronze",
-                "192.0.2.7",
-                "0.1.0",
-                "",
-                "60m"
-            ]
-            .map(str::to_owned)
-        );
-        assert_eq!(
-            shown[9..11],
-            ["128Mi of 2.0Gi".to_owned(), "pending".to_owned()]
-        );
-    }
-
-    #[test]
-    fn an_app_is_shown() {
-        let app = json!({
-            "kind": "App",
-            "metadata": {"name": "web"},
-            "spec": {"device": "box-1", "type": "container", "ports": [{"device": 8080, "app": 80}, {"device": 53, "app": 53, "protocol": "udp"}]},
-            "status": {"phase": "Fetching", "progressPercent": 40, "restarts": 0}
-        });
-        let shown = cells(&app);
-        assert_eq!(
-            shown[..6],
-            [
-                "web",
-                "box-1",
-                "container/microvm",
-                "Fetching 40%",
-                "0",
-                "8080->80/tcp,53->53/udp"
-            ]
-            .map(str::to_owned)
-        );
-        assert_eq!(phase_paint(&shown[3]), Paint::Yellow);
-    }
-
-    #[test]
-    fn what_is_missing_is_empty() {
-        for kind in &KINDS {
-            let object = json!({"kind": kind.name});
-            assert!(cells(&object).iter().all(String::is_empty));
-        }
     }
 }

@@ -16,6 +16,7 @@ mod kinds;
 mod manifest;
 mod output;
 mod progress;
+mod reference;
 mod terminal;
 
 use std::process::ExitCode;

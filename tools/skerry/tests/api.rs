@@ -29,8 +29,13 @@ fn app(name: &str, phase: &str) -> Value {
             "creationTimestamp": "2026-11-20T00:00:00Z", "labels": {"site": "hall-3"}},
         "spec": {"device": "box-1", "type": "vm", "image": {"datastore": "demo", "reference": "debian@sha256:00"}},
         "status": {"phase": phase, "restarts": 2, "message": "", "conditions": [
-            {"type": "Ready", "status": if phase == "Running" { "True" } else { "False" }, "reason": phase}]}
+            {"type": "Ready", "status": if phase == "Running" { "True" } else { "False" }, "reason": phase,
+                "lastTransitionTime": "2026-11-20T00:00:00Z"}]}
     })
+}
+
+fn list(kind: &str, items: Value) -> Value {
+    json!({"apiVersion": "skerry.io/v1", "kind": kind, "metadata": {"resourceVersion": "7"}, "items": items})
 }
 
 fn problem(status: u16, detail: &str, errors: Value) -> Answer {
@@ -64,7 +69,7 @@ fn login_keeps_the_token_and_sends_it_from_then_on() {
         ),
         "POST tokens" => problem(401, "the user name or the password is wrong", json!([])),
         _ if request.head.contains("authorization: bearer t0ken") => {
-            Answer::Json(200, json!({"items": []}))
+            Answer::Json(200, list("AppList", json!([])))
         }
         _ => problem(401, "no token", json!([])),
     });
@@ -118,7 +123,10 @@ fn objects_are_shown_in_every_form() {
     let server = Scripted::start(|request| match request.line.as_str() {
         "GET apps" => Answer::Json(
             200,
-            json!({"items": [app("db", "Failed"), app("web", "Running")]}),
+            list(
+                "AppList",
+                json!([app("db", "Failed"), app("web", "Running")]),
+            ),
         ),
         "GET apps/web" => Answer::Json(200, app("web", "Running")),
         other => panic!("{other}"),
@@ -262,7 +270,8 @@ fn a_device_is_renamed_at_its_old_place() {
     let server = Scripted::start(|request| match request.line.as_str() {
         "GET devices/box-1" => Answer::Json(
             200,
-            json!({"kind": "Device", "metadata": {"name": "box-1", "resourceVersion": "5"}, "spec": {"description": "x"}}),
+            json!({"apiVersion": "skerry.io/v1", "kind": "Device", "metadata": {"name": "box-1", "resourceVersion": "5"},
+                "spec": {"description": "x"}}),
         ),
         "PUT devices/box-1" => Answer::Json(200, request.body.clone()),
         other => panic!("{other}"),
@@ -292,6 +301,7 @@ fn refusals_and_absences_have_their_exit_codes() {
         "DELETE apps/web" => Answer::Json(204, Value::Null),
         "GET apps/odd" => Answer::Json(200, json!("not an object")),
         "GET devices" => Answer::Json(500, Value::Null),
+        "GET datastores" => Answer::Json(200, json!([])),
         _ => problem(404, "there is no such app", json!([])),
     });
     let skerry = Skerry::new();
@@ -308,6 +318,9 @@ fn refusals_and_absences_have_their_exit_codes() {
             "get app gone: there is no such app",
         ),
         (&["get", "devices"], 1, "answered 500"),
+        (&["get", "app", "odd"], 1, "is no App"),
+        (&["get", "app", "odd", "-o", "json"], 0, ""),
+        (&["get", "datastores"], 1, "gave no list"),
         (&["delete", "app", "web"], 0, ""),
         (&["delete", "app/web", "app/gone"], 3, "delete app/gone"),
         (&["delete", "app", "gone", "--ignore-not-found"], 0, ""),

@@ -25,12 +25,17 @@ struct Controller {
 
 impl Controller {
     fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let port = free_port();
+        Self::start_as(port, &format!("127.0.0.1:{port}"))
+    }
+
+    /// One that listens on a port of its own and is called by another, as behind a forwarded port.
+    fn start_as(port: u16, name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{port}");
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let mut child = Command::new(PROGRAM.as_path())
-            .args(["serve", "--listen", &address, "--name", &address, "--data"])
+            .args(["serve", "--listen", &address, "--name", name, "--data"])
             .arg(dir.path().join("data"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -230,21 +235,22 @@ fn only_those_who_may_get_in() {
 
 #[test]
 fn the_image_bundle_is_one_that_makes_sticks() {
-    let controller = Controller::start();
-    let skerry = controller.operator();
-    std::fs::create_dir(skerry.path("parts")).unwrap();
-    std::fs::write(skerry.path("parts/parts.json"), "{}").unwrap();
-    // The parts are none, but by then the bundle has been fetched and found good.
-    let ran = skerry.run(&["image", "build", "--parts", "parts", "-o", "stick.img"]);
-    assert!(
-        ran.err
-            .contains(&format!("at 127.0.0.1:{}", controller.port)),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.code == 1 && ran.err.contains("parts.json"),
-        "{}",
-        ran.err
-    );
+    let own = Controller::start();
+    let own_name = format!("127.0.0.1:{}", own.port);
+    let well_known = Controller::start_as(free_port(), "127.0.0.1:443");
+    for (controller, name) in [(own, own_name.as_str()), (well_known, "127.0.0.1:443")] {
+        let skerry = controller.operator();
+        support::parts(&skerry.path("parts"));
+        let ran = skerry.run(&["image", "build", "--parts", "parts", "-o", "stick.img"]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        assert!(ran.err.contains(&format!("at {name}")), "{}", ran.err);
+        let line = format!("{name}\n");
+        assert!(
+            std::fs::read(skerry.path("stick.img"))
+                .unwrap()
+                .windows(line.len())
+                .any(|bytes| bytes == line.as_bytes()),
+            "{name} is not on the stick"
+        );
+    }
 }

@@ -8,9 +8,6 @@
 
 mod support;
 
-use imaging::Parts;
-use imaging::digest::Sha256;
-use imaging::parts::{PartName, RootHash, Variant};
 use serde_json::{Value, json};
 use support::Skerry;
 use support::scripted::{Answer, Scripted};
@@ -29,21 +26,7 @@ fn bundle() -> Value {
 
 fn skerry_with_parts() -> Skerry {
     let skerry = Skerry::new();
-    let dir = skerry.path("parts");
-    std::fs::create_dir(&dir).unwrap();
-    for name in PartName::ALL {
-        std::fs::write(dir.join(name.file_name()), vec![5; 100_000]).unwrap();
-    }
-    let hash = RootHash::new(Sha256::of(b"root"));
-    let parts = Parts::measure(
-        &dir,
-        "0.1.0".parse().unwrap(),
-        Variant::Production,
-        hash,
-        8192,
-    )
-    .unwrap();
-    parts.write(&dir).unwrap();
+    support::parts(&skerry.path("parts"));
     skerry
 }
 

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use operator_api::WatchEventType;
+use operator_api::{List, ObjectMeta, WatchEvent, WatchEventType};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::{Format, Get};
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::kinds::{Column, Kind, Selection, phase_paint, select, text};
+use crate::kinds::{Kind, Selection, select, text};
 use crate::output::table::Table;
+use crate::output::view::{Title, phase_paint};
 use crate::terminal::{self, Paint, say};
 
 pub fn run(args: Get, context: Option<&str>) -> Result<(), Failure> {
@@ -38,7 +39,15 @@ async fn show(
     let mut all = Vec::new();
     for selection in selections {
         let mut objects = fetch(client, selection).await?;
-        objects.retain(|object| selector.takes(object));
+        if !selector.takes_all() {
+            let mut taken = Vec::with_capacity(objects.len());
+            for object in objects {
+                if selector.takes(&metadata(&object)?) {
+                    taken.push(object);
+                }
+            }
+            objects = taken;
+        }
         all.push((selection.kind, objects));
     }
     // One object by name is shown as itself, everything else as a list.
@@ -79,17 +88,13 @@ async fn show(
 pub async fn fetch(client: &Client, selection: &Selection) -> Result<Vec<Value>, Failure> {
     let kind = selection.kind;
     if selection.names.is_empty() {
-        let mut list = client
-            .get(kind.collection, &[], &format!("get {}", kind.collection))
-            .await?;
-        return match list.get_mut("items").map(Value::take) {
-            Some(Value::Array(items)) => Ok(items),
-            _ => Err(Failure::error(format!(
-                "get {}: {} gave no list",
-                kind.collection,
-                client.server()
-            ))),
-        };
+        let what = format!("get {}", kind.collection);
+        let list = client.get(kind.collection, &[], &what).await?;
+        // The objects themselves stay as they came: a newer controller's fields are shown, not lost.
+        let list: List<Value> = serde_json::from_value(list).map_err(|error| {
+            Failure::error(format!("{what}: {} gave no list: {error}", client.server()))
+        })?;
+        return Ok(list.items);
     }
     let mut objects = Vec::new();
     for name in &selection.names {
@@ -97,6 +102,15 @@ pub async fn fetch(client: &Client, selection: &Selection) -> Result<Vec<Value>,
         objects.push(client.get(&kind.path(name), &[], &what).await?);
     }
     Ok(objects)
+}
+
+/// What every object carries.
+fn metadata(object: &Value) -> Result<ObjectMeta, Failure> {
+    ObjectMeta::deserialize(object.get("metadata").unwrap_or(&Value::Null)).map_err(|error| {
+        Failure::error(format!(
+            "the controller gave an object whose metadata cannot be read: {error}"
+        ))
+    })
 }
 
 /// `app/web`.
@@ -119,54 +133,57 @@ fn print_yaml(value: &Value) -> Result<(), Failure> {
     say(yaml.trim_end())
 }
 
-fn columns(kind: &Kind, wide: bool) -> Vec<&'static Column> {
-    kind.columns
-        .iter()
-        .filter(|column| wide || !column.wide)
-        .collect()
-}
+/// The columns of a table that are shown: which of a kind's, and their titles.
+struct Shown(Vec<(usize, Title)>);
 
-fn cells(columns: &[&Column], object: &Value) -> Vec<String> {
-    let now = Timestamp::now();
-    columns
-        .iter()
-        .map(|column| (column.cell)(object, now))
-        .collect()
-}
+impl Shown {
+    fn of(kind: &Kind, wide: bool) -> Self {
+        let all = kind.titles().into_iter().enumerate();
+        Self(all.filter(|(_, title)| wide || !title.wide).collect())
+    }
 
-fn line(table: &Table, columns: &[&Column], cells: &[String]) -> String {
-    table.row(cells, |index| {
-        match (columns.get(index), cells.get(index)) {
-            (Some(column), Some(cell)) if column.title == "PHASE" => phase_paint(cell),
+    fn titles(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .map(|(_, title)| title.text.to_owned())
+            .collect()
+    }
+
+    fn row(&self, kind: &Kind, object: &Value) -> Result<Vec<String>, Failure> {
+        let cells = kind.view(object, Timestamp::now())?.cells;
+        let cell = |(index, _): &(usize, Title)| cells.get(*index).cloned().unwrap_or_default();
+        Ok(self.0.iter().map(cell).collect())
+    }
+
+    fn line(&self, table: &Table, cells: &[String]) -> String {
+        table.row(cells, |index| match (self.0.get(index), cells.get(index)) {
+            (Some((_, title)), Some(cell)) if title.text == "PHASE" => phase_paint(cell),
             _ => Paint::Plain,
-        }
-    })
+        })
+    }
+
+    /// The cells of a row that do not change by themselves.
+    fn still(&self, row: &[String]) -> Vec<String> {
+        self.0
+            .iter()
+            .zip(row)
+            .filter(|((_, title), _)| !["AGE", "SEEN"].contains(&title.text))
+            .map(|(_, cell)| cell.clone())
+            .collect()
+    }
 }
 
 fn print_table(kind: &Kind, objects: &[Value], wide: bool, titles: bool) -> Result<(), Failure> {
-    let columns = columns(kind, wide);
-    let head: Vec<String> = columns
+    let shown = Shown::of(kind, wide);
+    let mut rows = objects
         .iter()
-        .map(|column| column.title.to_owned())
-        .collect();
-    let mut rows: Vec<_> = objects
-        .iter()
-        .map(|object| cells(&columns, object))
-        .collect();
+        .map(|object| shown.row(kind, object))
+        .collect::<Result<Vec<_>, _>>()?;
     if titles {
-        rows.insert(0, head);
+        rows.insert(0, shown.titles());
     }
     let table = Table::fitting(&rows, terminal::colours());
-    rows.iter()
-        .try_for_each(|row| say(line(&table, &columns, row)))
-}
-
-/// One line of the controller's watch.
-#[derive(Deserialize)]
-struct Event {
-    #[serde(rename = "type")]
-    kind: WatchEventType,
-    object: Value,
+    rows.iter().try_for_each(|row| say(shown.line(&table, row)))
 }
 
 /// Shows every object there is, then each one again as it changes. A row that would look the same is not repeated.
@@ -187,11 +204,8 @@ async fn watch(
             )
             .await?;
     }
-    let columns = columns(kind, args.output == Some(Format::Wide));
-    let head: Vec<String> = columns
-        .iter()
-        .map(|column| column.title.to_owned())
-        .collect();
+    let columns = Shown::of(kind, args.output == Some(Format::Wide));
+    let head = columns.titles();
     // Room for what comes later, since the table cannot be laid out anew.
     let room: Vec<String> = head
         .iter()
@@ -200,7 +214,7 @@ async fn watch(
     let table = Table::fitting(&[head.clone(), room], terminal::colours());
     let in_table = matches!(args.output, None | Some(Format::Wide));
     if in_table && !args.no_headers {
-        say(line(&table, &columns, &head))?;
+        say(columns.line(&table, &head))?;
     }
     let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut lines = client
@@ -210,15 +224,16 @@ async fn watch(
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let event: Event = serde_json::from_slice(&bytes).map_err(|error| {
+        let event: WatchEvent<Value> = serde_json::from_slice(&bytes).map_err(|error| {
             Failure::error(format!(
                 "{what}: {} sent no event: {error}",
                 client.server()
             ))
         })?;
-        let name = text(&event.object, "/metadata/name");
+        let metadata = metadata(&event.object)?;
+        let name = metadata.name.clone();
         if !(selection.names.is_empty() || selection.names.contains(&name))
-            || !selector.takes(&event.object)
+            || !selector.takes(&metadata)
         {
             continue;
         }
@@ -230,20 +245,23 @@ async fn watch(
             }
             Some(Format::Name) => say(title(kind, &event.object))?,
             None | Some(Format::Wide) => {
-                let mut row = cells(&columns, &event.object);
+                let mut row = columns.row(kind, &event.object)?;
                 if event.kind == WatchEventType::Deleted {
                     shown.remove(&name);
-                    if let Some(phase) = columns
+                    if let Some(phase) = head
                         .iter()
-                        .position(|column| column.title == "PHASE")
+                        .position(|title| title == "PHASE")
                         .and_then(|i| row.get_mut(i))
                     {
                         *phase = "Deleted".to_owned();
                     }
-                    say(line(&table, &columns, &row))?;
-                } else if still(&columns, &row) != shown.get(&name).cloned().unwrap_or_default() {
-                    shown.insert(name, still(&columns, &row));
-                    say(line(&table, &columns, &row))?;
+                    say(columns.line(&table, &row))?;
+                    continue;
+                }
+                let still = columns.still(&row);
+                if shown.get(&name) != Some(&still) {
+                    shown.insert(name, still);
+                    say(columns.line(&table, &row))?;
                 }
             }
         }
@@ -252,17 +270,6 @@ async fn watch(
         "{what}: {} ended the watch; run the command again",
         client.server()
     )))
-}
-
-/// The cells of a row that do not change by themselves.
-fn still(columns: &[&Column], row: &[String]) -> Vec<String> {
-    let moving = ["AGE", "SEEN"];
-    columns
-        .iter()
-        .zip(row)
-        .filter(|(column, _)| !moving.contains(&column.title))
-        .map(|(_, cell)| cell.clone())
-        .collect()
 }
 
 /// Labels that an object must have.
@@ -287,13 +294,14 @@ impl Selector {
         terms.map(term).collect::<Result<_, _>>().map(Self)
     }
 
-    fn takes(&self, object: &Value) -> bool {
-        let labels = object.pointer("/metadata/labels");
+    fn takes_all(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn takes(&self, metadata: &ObjectMeta) -> bool {
         self.0.iter().all(|(key, wanted)| {
-            let found = labels
-                .and_then(|labels| labels.get(key))
-                .and_then(Value::as_str);
-            found.is_some() && wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+            let found = metadata.labels.get(key);
+            found.is_some() && (wanted.is_none() || found == wanted.as_ref())
         })
     }
 }
@@ -304,7 +312,10 @@ mod tests {
 
     #[test]
     fn selectors_select() {
-        let object = json!({"metadata": {"labels": {"site": "hall-3", "empty": ""}}});
+        let mut metadata = ObjectMeta::named("x");
+        for (key, value) in [("site", "hall-3"), ("empty", "")] {
+            metadata.labels.insert(key.to_owned(), value.to_owned());
+        }
         for (text, takes) in [
             ("", true),
             ("site=hall-3", true),
@@ -318,12 +329,17 @@ mod tests {
             assert_eq!(
                 Selector::parse(text)
                     .ok()
-                    .map(|selector| selector.takes(&object)),
+                    .map(|selector| selector.takes(&metadata)),
                 Some(takes),
                 "{text}"
             );
         }
-        assert!(!Selector::parse("site").ok().unwrap().takes(&json!({})));
+        assert!(
+            !Selector::parse("site")
+                .ok()
+                .unwrap()
+                .takes(&ObjectMeta::named("x"))
+        );
         for bad in ["=x", "a,,b", ","] {
             assert!(Selector::parse(bad).is_err(), "{bad}");
         }

@@ -2,8 +2,7 @@
 
 use std::io::{IsTerminal as _, stdin};
 
-use operator_api::TokenResponse;
-use serde_json::json;
+use operator_api::TokenRequest;
 
 use crate::cli::Login;
 use crate::client::Client;
@@ -15,17 +14,18 @@ pub fn run(args: Login, context: Option<&str>) -> Result<(), Failure> {
     let server = normalise(&args.server)?;
     let ca = args.ca.as_deref().map(read_roots).transpose()?;
     let password = password(&args)?;
-    let body = json!({"user": args.user, "password": password});
-    let token: TokenResponse = crate::runtime(async {
+    let login = TokenRequest {
+        user: args.user.clone(),
+        password,
+    };
+    let token = crate::runtime(async {
         let client = Client::new(Access {
             server: server.clone(),
             ca: ca.clone(),
             token: None,
         })?;
         let what = format!("log in to {server} as {}", args.user);
-        let answer = client.post("tokens", &body, &what).await?;
-        serde_json::from_value(answer)
-            .map_err(|error| Failure::error(format!("{what}: no proper answer: {error}")))
+        client.log_in(&login, &what).await
     })?;
 
     let path = Config::path()?;

@@ -7,6 +7,7 @@ mod content;
 mod context;
 mod delete;
 mod describe;
+mod docs;
 mod get;
 mod image;
 mod login;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Image(ImageCommand::Build(args)) => image::build(args, context),
         Command::Content(ContentCommand::Push(args)) => content::push(args),
         Command::Version => version::run(),
+        Command::Docs { out } => docs::run(&out),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skerry", &mut std::io::stdout());
             Ok(())

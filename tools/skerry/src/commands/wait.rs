@@ -5,12 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use jiff::Timestamp;
 
 use crate::cli::Wait;
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
-use crate::kinds::{Kind, Selection, select, text};
+use crate::kinds::{Kind, Selection, select};
+use crate::output::view::View;
 use crate::terminal::say;
 
 /// Time between two questions.
@@ -54,17 +55,15 @@ impl Goal {
     }
 
     /// Whether the object, which may be absent, is there. Words are compared without regard to case.
-    fn met(&self, object: Option<&Value>) -> bool {
+    fn met(&self, object: Option<&View>) -> bool {
         match (self, object) {
             (Self::Delete, object) => object.is_none(),
             (_, None) => false,
-            (Self::Phase(phase), Some(object)) => {
-                text(object, "/status/phase").eq_ignore_ascii_case(phase)
-            }
+            (Self::Phase(phase), Some(object)) => object.phase.eq_ignore_ascii_case(phase),
             (Self::Condition { kind, status }, Some(object)) => {
-                conditions(object).any(|condition| {
-                    text(condition, "/type").eq_ignore_ascii_case(kind)
-                        && text(condition, "/status").eq_ignore_ascii_case(status)
+                object.conditions.iter().any(|condition| {
+                    condition.kind.eq_ignore_ascii_case(kind)
+                        && condition.status.to_string().eq_ignore_ascii_case(status)
                 })
             }
         }
@@ -119,9 +118,17 @@ async fn wait(
             match tokio::time::timeout(left.max(INTERVAL), client.find(&kind.path(name), &what))
                 .await
             {
-                Ok(Ok(object)) if args.goal.met(object.as_ref()) => return Ok(()),
-                Ok(Ok(Some(object))) => standing(&object),
-                Ok(Ok(None)) => "it does not exist".to_owned(),
+                Ok(Ok(object)) => {
+                    let object = object
+                        .map(|object| kind.view(&object, Timestamp::now()))
+                        .transpose()?;
+                    if args.goal.met(object.as_ref()) {
+                        return Ok(());
+                    }
+                    object
+                        .as_ref()
+                        .map_or_else(|| "it does not exist".to_owned(), standing)
+                }
                 Ok(Err(failure)) if matches!(failure.exit(), Exit::Refused | Exit::Usage) => {
                     return Err(failure);
                 }
@@ -139,35 +146,27 @@ async fn wait(
     }
 }
 
-fn conditions(object: &Value) -> impl Iterator<Item = &Value> {
-    object
-        .pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-}
-
 /// Where an object stands, in a few words.
-fn standing(object: &Value) -> String {
-    let mut parts = vec![format!("phase {}", text(object, "/status/phase"))];
-    for condition in conditions(object) {
+fn standing(object: &View) -> String {
+    let mut parts = Vec::new();
+    if !object.phase.is_empty() {
+        parts.push(format!("phase {}", object.phase));
+    }
+    for condition in &object.conditions {
         parts.push(format!(
             "{} {} ({})",
-            text(condition, "/type"),
-            text(condition, "/status"),
-            text(condition, "/reason")
+            condition.kind, condition.status, condition.reason
         ));
     }
-    let message = text(object, "/status/message");
-    if !message.is_empty() {
-        parts.push(message);
+    if !object.message.is_empty() {
+        parts.push(object.message.clone());
     }
     parts.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use operator_api::{Condition, ConditionStatus};
 
     use super::*;
 
@@ -206,7 +205,18 @@ mod tests {
 
     #[test]
     fn goals_are_met_or_not() {
-        let app = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "False", "reason": "Starting"}]}});
+        let app = View {
+            cells: Vec::new(),
+            phase: "Running".to_owned(),
+            message: "disk full".to_owned(),
+            conditions: vec![Condition {
+                kind: "Ready".to_owned(),
+                status: ConditionStatus::False,
+                reason: "Starting".to_owned(),
+                message: String::new(),
+                last_transition_time: Timestamp::UNIX_EPOCH,
+            }],
+        };
         for (goal, now, gone) in [
             ("phase=running", true, false),
             ("phase=Failed", false, false),
@@ -222,6 +232,9 @@ mod tests {
                 "{goal}"
             );
         }
-        assert_eq!(standing(&app), "phase Running, Ready False (Starting)");
+        assert_eq!(
+            standing(&app),
+            "phase Running, Ready False (Starting), disk full"
+        );
     }
 }

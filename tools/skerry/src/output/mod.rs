@@ -2,6 +2,7 @@
 
 pub mod describe;
 pub mod table;
+pub mod view;
 
 use jiff::Timestamp;
 

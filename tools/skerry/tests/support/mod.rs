@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use imaging::Parts;
+use imaging::digest::Sha256;
+use imaging::parts::{PartName, RootHash, Variant};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// The program, with its own folder and configuration, and an environment without settings of the user.
@@ -69,6 +72,18 @@ impl Skerry {
             err: String::from_utf8(output.stderr).unwrap(),
         }
     }
+}
+
+/// Parts of an image in a new folder: of the right form, and nothing that starts.
+pub fn parts(dir: &Path) {
+    std::fs::create_dir(dir).unwrap();
+    for name in PartName::ALL {
+        std::fs::write(dir.join(name.file_name()), vec![5; 100_000]).unwrap();
+    }
+    let hash = RootHash::new(Sha256::of(b"root"));
+    let version = "0.1.0".parse().unwrap();
+    let parts = Parts::measure(dir, version, Variant::Production, hash, 8192).unwrap();
+    parts.write(dir).unwrap();
 }
 
 /// A TCP port of the loopback address that nobody uses right now.
