@@ -37,8 +37,26 @@ const FIRST_SUBORDINATE_ID: u32 = 0x1000_0000;
 
 /// The number of an app, unique on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct AppNumber(u32);
+
+impl TryFrom<u32> for AppNumber {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        if number < APP_NUMBERS {
+            Ok(Self(number))
+        } else {
+            Err(format!("{number} is no app's number"))
+        }
+    }
+}
+
+impl From<AppNumber> for u32 {
+    fn from(number: AppNumber) -> Self {
+        number.0
+    }
+}
 
 impl AppNumber {
     /// uid and gid of the app's monitor.
@@ -171,7 +189,7 @@ impl Ledger {
     fn free_app_number(&self) -> Option<AppNumber> {
         let taken: BTreeSet<u32> = self.apps.values().map(|number| number.0).collect();
         (0..APP_NUMBERS)
-            .map(|step| (self.next_app + step) % APP_NUMBERS)
+            .map(|step| (self.next_app % APP_NUMBERS + step) % APP_NUMBERS)
             .find(|number| !taken.contains(number))
             .map(AppNumber)
     }
@@ -186,7 +204,8 @@ impl Ledger {
             let before = self.purges.insert(*id, app.purge_counter);
             if before.is_some_and(|before| before != app.purge_counter) {
                 for mount in &app.volumes {
-                    *self.epochs.entry(mount.volume).or_insert(0) += 1;
+                    let epoch = self.epochs.entry(mount.volume).or_insert(0);
+                    *epoch = epoch.saturating_add(1);
                 }
             }
         }
@@ -529,6 +548,19 @@ mod tests {
         let ledger = ledger.update(&wanted, &BTreeSet::new());
         let ledger = ledger.update(&wanted, &BTreeSet::new());
         assert_eq!(ledger.generation(volume, 3), 4);
+    }
+
+    #[test]
+    fn numbers_that_were_never_given_out_are_no_ledger_and_counters_stay_in_range() {
+        let text = |app: u32, next: u32| {
+            let id = Uuid::from_u128(1);
+            format!(r#"{{"apps":{{"{id}":{app}}},"nextApp":{next}}}"#)
+        };
+        assert!(serde_json::from_str::<Ledger>(&text(APP_NUMBERS, 0)).is_err());
+        let ledger: Ledger = serde_json::from_str(&text(APP_NUMBERS - 1, u32::MAX)).unwrap();
+        let last = Ipv4Addr::new(10, 1, 0, 200);
+        let next = ledger.update(&desired(&[1, 2], last), &BTreeSet::new());
+        assert!(next.app(AppId(Uuid::from_u128(2))).is_some());
     }
 
     #[test]

@@ -249,11 +249,11 @@ fn log_seeds() -> Vec<Vec<u8>> {
     let device = DeviceOrigin {
         device: DeviceId(Uuid::nil()).to_string(),
         image: "IMGA".to_owned(),
-        version: "1.0 \u{20ac}".to_owned(),
+        version: "1.0 \u{20ac} \u{1} \\u0041".to_owned(),
     };
     [
         Origin::Device(device),
-        Origin::App("web \u{20ac}".to_owned()),
+        Origin::App("web \u{20ac} \\u0041".to_owned()),
     ]
     .map(|origin| bundle(origin).encode().unwrap())
     .to_vec()

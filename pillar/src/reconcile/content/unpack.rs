@@ -119,10 +119,9 @@ fn unpack_tar(root: &Root, reader: impl Read, limits: &mut Limits) -> Result<(),
     // Hashes of the names that this layer made: eight bytes each instead of the names themselves.
     let mut made = Made::default();
     while let Some(mut entry) = archive.member().map_err(UnpackError::Archive)? {
-        limits.take(match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => entry.size(),
-            _ => 0,
-        })?;
+        // Also what is only passed over has to be unfolded: a few bytes could keep a processor busy for hours.
+        let stored = entry.header().entry_size().map_err(UnpackError::Archive)?;
+        limits.take(entry.size().max(stored))?;
         let name = clean(&OsString::from_vec(entry.path_bytes().into_owned()))?;
         root.apply(&mut entry, &name, &mut made)
             .map_err(|problem| problem.at(&name))?;

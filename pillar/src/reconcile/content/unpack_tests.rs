@@ -425,3 +425,26 @@ fn a_small_blob_that_claims_gigabytes_of_extension_headers_is_refused() {
         assert!(error.contains("of 4294967296 bytes"), "{error}");
     }
 }
+
+#[test]
+fn content_counts_whatever_it_belongs_to() {
+    for kind in [
+        EntryType::Regular,
+        EntryType::Directory,
+        EntryType::Symlink,
+        EntryType::XGlobalHeader,
+    ] {
+        let place = Place::new();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("a").unwrap();
+        header.set_size(1 << 40);
+        header.set_cksum();
+        let layer = header.as_bytes().as_slice();
+        let error = unpack(&place.root, layer, Packing::Tar, &mut Limits::default()).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLarge(_)),
+            "{kind:?}: {error}"
+        );
+    }
+}

@@ -26,6 +26,7 @@ use crate::Target;
 use crate::feed::{Feed, survives};
 
 mod devices;
+mod world;
 
 pub(crate) const TARGETS: &[Target] = &[
     Target {
