@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache;
 use crate::progress::Step;
+use crate::reference;
 
 /// Tools that Debian 12 does not have, at fixed versions; built once into the user's cache.
 const CARGO_DENY: (&str, &str, &[&str]) = ("cargo-deny", "0.20.2", &[]);
@@ -73,6 +74,16 @@ pub fn run() -> Result<()> {
             "sources",
         ]),
     );
+    let step = Step::begin("reference pages against the code");
+    match reference::check() {
+        Ok(()) => {
+            step.done();
+        }
+        Err(error) => {
+            step.failed(&format!("{error:#}"));
+            failed.push("reference pages");
+        }
+    }
     let mdbook = tool(MDBOOK)?;
     check(
         &mut failed,

@@ -1,4 +1,4 @@
-//! One entry for people: `cargo xtask demo`, `test`, `e2e`, `bench`, `fuzz`, `image`, `lint`.
+//! One entry for people: `cargo xtask demo`, `test`, `e2e`, `bench`, `fuzz`, `image`, `docs`, `lint`.
 //!
 //! ```text
 //! prereq (what is missing from Debian) -> build (our programs) -> images (host, guest, demo content)
@@ -20,6 +20,7 @@ mod images;
 mod lint;
 mod prereq;
 mod progress;
+mod reference;
 mod site;
 mod test;
 
@@ -79,6 +80,8 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
     },
+    /// Write the book's reference pages anew from the code
+    Docs,
     /// Check formatting, lints, licences and docs
     Lint,
     /// Build the host image, the installer, the guest kernel and the demo's content into target/images
@@ -120,6 +123,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             seconds,
         } => fuzz::run(&name, seconds),
         Task::Fuzz { .. } => fuzz::list().map(|()| true),
+        Task::Docs => reference::write().map(|()| true),
         Task::Lint => prereq::install().and_then(|()| lint::run()).map(|()| true),
         Task::Image(options) => prereq::install()
             .and_then(|()| images::build(&options))

@@ -65,6 +65,11 @@ pub fn list() {
     }
 }
 
+/// Every bench: its name and what it measures.
+pub fn catalogue() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BENCHES.iter().map(|bench| (bench.name, bench.about))
+}
+
 /// Runs benches by name (`all` is every one); gives whether all figures are within their budgets.
 pub fn run(names: &[String], json: Option<&PathBuf>) -> Result<bool> {
     let mut rows = Vec::new();

@@ -123,6 +123,13 @@ pub fn list() {
     }
 }
 
+/// Every test: its name, what it shows, whether `cargo xtask test` runs it.
+pub fn catalogue() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    TESTS
+        .iter()
+        .map(|test| (test.name, test.about, test.essential))
+}
+
 /// Runs tests by name; `all` is every one.
 pub fn run(names: &[String]) -> Result<Outcome> {
     let mut chosen = Vec::new();
