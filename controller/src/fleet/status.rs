@@ -194,19 +194,27 @@ pub fn app(app: &App, before: &AppStatus, told: Told<'_>, reported: Timestamp) -
     {
         errors.push(format!("network: {}", words(error)));
     }
-    for error in told
+    // Devices tell the error of a part again as the app's; it is said once, with the part's name.
+    let mut own: Vec<String> = told
         .app
         .iter()
         .flat_map(|app| &app.app_err)
         .filter(|error| !error.description.is_empty())
-    {
-        errors.insert(0, words(error));
-    }
+        .map(words)
+        .collect();
+    own.retain(|own| {
+        !errors
+            .iter()
+            .any(|part| part.split_once(": ").is_some_and(|(_, part)| part == own))
+    });
+    let own_errors = own.len();
+    own.append(&mut errors);
+    let mut errors = own;
     let state = told.app.map_or(ZSwState::Invalid, ZInfoApp::state);
     let phase = phase(state, content_state, !errors.is_empty());
     // An app that runs has overcome what its image or volume complained of before.
     if phase == AppPhase::Running {
-        errors.truncate(told.app.map_or(0, |app| app.app_err.len()));
+        errors.truncate(own_errors);
     }
     errors.truncate(8);
     let digest = app
@@ -443,6 +451,28 @@ mod tests {
             status.message,
             "image: fetching docker://r/hello: digest is wrong; tried again at 12:00; volume: disk full"
         );
+    }
+
+    #[test]
+    fn an_error_that_the_app_repeats_is_said_once() {
+        let mut told = told_app(ZSwState::Initial);
+        let content = ZInfoContentTree {
+            err: Some(error("no such digest")),
+            ..ZInfoContentTree::default()
+        };
+        told.app_err = vec![error("no such digest"), error("no address left")];
+        let told = Told {
+            app: Some(&told),
+            content: Some(&content),
+            ..Told::default()
+        };
+        let status = app(
+            &object(),
+            &AppStatus::default(),
+            told,
+            Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(status.message, "no address left; image: no such digest");
     }
 
     #[test]

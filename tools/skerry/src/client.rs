@@ -109,7 +109,7 @@ impl Client {
         let response = request
             .send()
             .await
-            .map_err(|error| self.unreachable(what, &error))?;
+            .map_err(|error| self.unreachable(what, error))?;
         if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
@@ -248,8 +248,10 @@ impl Client {
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
     }
 
-    fn unreachable(&self, what: &str, error: &reqwest::Error) -> Failure {
-        let reason = chain(error);
+    fn unreachable(&self, what: &str, error: reqwest::Error) -> Failure {
+        // The message names the server and the operation; the URL would say both again.
+        let error = error.without_url();
+        let reason = chain(&error);
         let hint = if reason.contains("UnknownIssuer") || reason.contains("certificate") {
             "; is it the right controller? Its root certificate is given by `skerry login --ca FILE` or SKERRY_CA"
         } else if error.is_connect() {

@@ -103,6 +103,18 @@ pub fn bad_content(story: &Story) -> Result<()> {
         Ok(text)
     })?;
     story.step(format!("registry down: {text}"));
+    let tries = tries(story, "late", 3)?;
+    let gaps: Vec<i64> = tries
+        .windows(2)
+        .map(|pair| pair[1].at.duration_since(pair[0].at).as_secs())
+        .collect();
+    ensure!(
+        gaps.is_sorted_by(|one, next| one < next),
+        "the delays between tries do not grow: {gaps:?} s"
+    );
+    story.step(format!(
+        "the registry is asked again, each time later: {gaps:?} s"
+    ));
     story.answers(&mut pc, "good", 8080, "hello from good")?;
 
     yard.site_mut().registry.resume()?;
@@ -115,6 +127,34 @@ pub fn bad_content(story: &Story) -> Result<()> {
         good["status"]
     );
     story.delete_apps(&["good", "wrong", "late"])
+}
+
+/// A try that an app's status announces.
+struct Try {
+    /// When it will be.
+    at: Timestamp,
+    /// How long that was ahead when it was seen first, in seconds.
+    ahead: i64,
+}
+
+/// The next tries that an app's status announces one after the other.
+fn tries(story: &Story, app: &str, count: usize) -> Result<Vec<Try>> {
+    let mut seen: Vec<Try> = Vec::new();
+    story.until(&format!("{app} announces {count} tries"), || {
+        let status = story.app(app)?["status"].clone();
+        let message = status["message"].as_str().unwrap_or_default();
+        if let Some((_, rest)) = message.split_once("tried again at ") {
+            let at = rest.split([';', ' ']).next().unwrap_or_default();
+            let at: Timestamp = at.parse().with_context(|| format!("{message:?}"))?;
+            if seen.last().is_none_or(|last| last.at < at) {
+                let ahead = at.duration_since(Timestamp::now()).as_secs();
+                seen.push(Try { at, ahead });
+            }
+        }
+        ensure!(seen.len() >= count, "{} so far; {status}", seen.len());
+        Ok(())
+    })?;
+    Ok(seen)
 }
 
 /// An app that ends by itself is started again, each time later, and its restarts are counted.
@@ -133,6 +173,15 @@ pub fn crash(story: &Story) -> Result<()> {
     let machine = manifest::machine("crash-vm", &device, yard.machine(), "qcow2", 8082);
     let machine = machine.replace("console=ttyS0", "console=ttyS0 rdinit=/nonexistent panic=1");
     yard.site().operator.apply(&machine)?;
+    let tries = tries(story, "crash-native", 4)?;
+    let ahead: Vec<i64> = tries.iter().map(|next| next.ahead).collect();
+    ensure!(
+        ahead[ahead.len() - 1] > ahead[0] + 2,
+        "the delays before a start do not grow: {ahead:?} s"
+    );
+    story.step(format!(
+        "crash-native is started again, each time later: {ahead:?} s"
+    ));
     for app in ["crash-micro", "crash-native"] {
         let restarts = story.until(&format!("{app} was started again twice"), || {
             let status = story.app(app)?["status"].clone();
@@ -176,38 +225,71 @@ pub fn power_cut(story: &Story) -> Result<()> {
     }
     let device = story.enrol(&mut pc)?;
 
-    let apps = [
-        (
-            "cut-machine",
-            manifest::machine("cut-machine", &device, yard.machine(), "qcow2", 8080),
-            "preparing",
-            "Debian",
-        ),
-        (
-            "cut-micro",
-            manifest::container("cut-micro", &device, yard.container(), "microvm", 8081),
-            "starting",
-            "hello from cut-micro",
-        ),
-        (
-            "cut-native",
-            manifest::container("cut-native", &device, yard.container(), "native", 8082),
-            "running",
-            "hello from cut-native",
-        ),
-    ];
-    for (name, text, moment, _) in &apps {
-        pc.pc.serial().skip();
-        yard.site().operator.apply(text)?;
-        pc.wait_for(&format!("skerry: app {name} {moment}"))?;
-        pc.pc.cut_power();
-        story.step(format!("the power was cut when {name} was {moment}"));
-        pc.boot(&mut |line| story.step(format!("box: {line}")))?;
+    yard.site().operator.apply(&manifest::machine(
+        "cut-machine",
+        &device,
+        yard.machine(),
+        "qcow2",
+        8080,
+    ))?;
+    let phase = story.until("the image is on its way", || {
+        let status = story.app("cut-machine")?["status"].clone();
+        ensure!(status["phase"] != "Pending", "{status}");
+        Ok(status["phase"].clone())
+    })?;
+    pc.pc.cut_power();
+    story.step(format!("the power was cut when cut-machine was {phase}"));
+    pc.pc.serial().skip();
+    pc.pc.power_on()?;
+    for moment in ["preparing", "starting", "running"] {
+        cut_when(story, &mut pc, "cut-machine", moment)?;
     }
-    for ((name, _, _, wanted), port) in apps.iter().zip(8080..) {
-        story.answers(&mut pc, name, port, wanted)?;
+    for (name, isolation, port, moments) in [
+        ("cut-micro", "microvm", 8081, ["starting", "running"]),
+        ("cut-native", "native", 8082, ["preparing", "running"]),
+    ] {
+        let text = manifest::container(name, &device, yard.container(), isolation, port);
+        yard.site().operator.apply(&text)?;
+        for moment in moments {
+            cut_when(story, &mut pc, name, moment)?;
+        }
     }
+    story.answers(&mut pc, "cut-machine", 8080, "Debian")?;
+    story.answers(&mut pc, "cut-micro", 8081, "hello from cut-micro")?;
+    story.answers(&mut pc, "cut-native", 8082, "hello from cut-native")?;
     story.delete_apps(&["cut-machine", "cut-micro", "cut-native"])
+}
+
+/// The short form of [`power_cut`]: once while enrolling, once while deploying.
+pub fn power_cut_short(story: &Story) -> Result<()> {
+    let yard = story.yard;
+    let mut pc = story.installed_box("SK-CUT-SHORT")?;
+    pc.pc.serial().skip();
+    pc.pc.power_on()?;
+    pc.wait_for("skerry: uplink")?;
+    pc.pc.cut_power();
+    story.step("the power was cut while the box enrolled");
+    let device = story.enrol(&mut pc)?;
+    for (name, isolation, port) in [
+        ("cut-micro", "microvm", 8081),
+        ("cut-native", "native", 8082),
+    ] {
+        let text = manifest::container(name, &device, yard.container(), isolation, port);
+        yard.site().operator.apply(&text)?;
+    }
+    cut_when(story, &mut pc, "cut-micro", "starting")?;
+    story.answers(&mut pc, "cut-micro", 8081, "hello from cut-micro")?;
+    story.answers(&mut pc, "cut-native", 8082, "hello from cut-native")?;
+    story.delete_apps(&["cut-micro", "cut-native"])
+}
+
+/// Cuts the power as soon as the agent says that an app is so far, and switches on again.
+fn cut_when(story: &Story, pc: &mut Machine, app: &str, moment: &str) -> Result<()> {
+    pc.wait_for(&format!("skerry: app {app} {moment}"))?;
+    pc.pc.cut_power();
+    story.step(format!("the power was cut when {app} was {moment}"));
+    pc.pc.serial().skip();
+    Ok(pc.pc.power_on()?)
 }
 
 /// A box whose clock stands at 1970 gets on.

@@ -67,6 +67,12 @@ const TESTS: &[Test] = &[
         run: faults::power_cut,
     },
     Test {
+        name: "power-cut-short",
+        about: "the short form of power-cut-deploy: two cuts",
+        essential: true,
+        run: faults::power_cut_short,
+    },
+    Test {
         name: "clock-1970",
         about: "the device's clock stands at 1970",
         essential: true,
