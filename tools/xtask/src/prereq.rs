@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "libssl-dev",
         "guest kernel build (its scripts only; nothing of ours links it)",
     ),
+    ("lz4", "packing the guest kernel"),
     ("make", "guest kernel build"),
     ("mmdebstrap", "root file systems from Debian packages"),
     ("nftables", "component tests of networks"),
