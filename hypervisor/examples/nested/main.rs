@@ -7,9 +7,12 @@
 //!   says `probe: ...` on its serial line                      says on its consoles what it found
 //! ```
 //!
+//! With role=check it runs a guest of nine bytes on bare KVM and says whether that worked ([`check`]).
+//!
 //! The kernel's command line says which role it has. A scene is played by both sides: [`outer`] starts the monitor and says
 //! what must be seen, [`guest`] does it.
 
+mod check;
 mod guest;
 mod monitor;
 mod outer;
@@ -25,6 +28,7 @@ fn main() {
     }
     match system::from_command_line("role").as_deref() {
         Some("guest") => guest::run(),
+        Some("check") => check::run(),
         _ => outer::run(),
     }
 }

@@ -60,7 +60,8 @@ fn ensure(good: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     }
 }
 
-fn prepare() -> Result<()> {
+/// Loads the modules that came along, in their order.
+pub fn load_modules() -> Result<()> {
     for path in std::fs::read_to_string("/modules.load")?.lines() {
         let loaded = system::load_module(Path::new(path));
         // Of the processors' two modules only one fits.
@@ -68,6 +69,11 @@ fn prepare() -> Result<()> {
             loaded?;
         }
     }
+    Ok(())
+}
+
+fn prepare() -> Result<()> {
+    load_modules()?;
     for device in ["/dev/kvm", "/dev/net/tun"] {
         std::fs::set_permissions(device, std::fs::Permissions::from_mode(0o666))
             .map_err(|error| format!("{device}: {error}"))?;

@@ -50,6 +50,14 @@ pub enum Error {
         /// The line.
         said: String,
     },
+    /// No guest runs in the emulated machine.
+    #[error("nested virtualisation does not work on {accelerator}: {reason}")]
+    NotNested {
+        /// What ran the machine.
+        accelerator: crate::Accelerator,
+        /// What it said.
+        reason: String,
+    },
     /// The machine was off, or on, when it should not have been.
     #[error("{operation}: the machine is {state}")]
     State {

@@ -25,8 +25,10 @@
 pub mod accel;
 mod command;
 mod error;
+pub mod nested;
 mod pc;
 mod qmp;
+mod screen;
 mod serial;
 mod spec;
 mod tpm;
@@ -34,5 +36,6 @@ mod tpm;
 pub use accel::Accelerator;
 pub use error::Error;
 pub use pc::Pc;
+pub use screen::Screen;
 pub use serial::Serial;
 pub use spec::{Bus, Clock, DirectBoot, Drive, Forward, Nic, Spec};

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::command::output_tail;
 use crate::qmp::Qmp;
+use crate::screen::Screen;
 use crate::serial::Serial;
 use crate::spec::{Bus, Clock, Spec};
 use crate::tpm::{self, Tpm};
@@ -55,7 +56,7 @@ impl Pc {
             }
         }
         let vars = dir.join("firmware-variables.fd");
-        if spec.direct.is_none() && !vars.exists() {
+        if spec.has_firmware() && !vars.exists() {
             std::fs::copy(FIRMWARE_VARS, &vars)
                 .map_err(Error::file("copying the firmware's variables to", &vars))?;
         }
@@ -238,6 +239,13 @@ impl Pc {
             .map(drop)
     }
 
+    /// What the screen shows, to look for text in it.
+    pub fn screen(&mut self) -> Result<Screen, Error> {
+        let path = self.dir.join("screen.ppm");
+        self.monitor("screendump", json!({ "filename": path, "format": "ppm" }))?;
+        Screen::read(&path)
+    }
+
     /// Process id of QEMU, while the machine is on.
     pub fn pid(&self) -> Option<u32> {
         self.on.as_ref().map(|on| on.qemu.id())
@@ -314,26 +322,24 @@ impl Pc {
             Clock::Now => add(&["-rtc", "base=utc"]),
             Clock::At(time) => add(&["-rtc", &format!("base={time}")]),
         }
-        match &spec.direct {
-            Some(boot) => {
-                add(&[
-                    "-kernel",
-                    &boot.kernel.to_string_lossy(),
-                    "-initrd",
-                    &boot.initrd.to_string_lossy(),
-                ]);
-                add(&["-append", &boot.cmdline, "-no-reboot"]);
-            }
-            None => {
-                add(&[
-                    "-drive",
-                    &format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE_CODE}"),
-                ]);
-                add(&[
-                    "-drive",
-                    &format!("if=pflash,format=raw,unit=1,file={dir}/firmware-variables.fd"),
-                ]);
-            }
+        if let Some(boot) = &spec.direct {
+            add(&[
+                "-kernel",
+                &boot.kernel.to_string_lossy(),
+                "-initrd",
+                &boot.initrd.to_string_lossy(),
+            ]);
+            add(&["-append", &boot.cmdline, "-no-reboot"]);
+        }
+        if spec.has_firmware() {
+            add(&[
+                "-drive",
+                &format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE_CODE}"),
+            ]);
+            add(&[
+                "-drive",
+                &format!("if=pflash,format=raw,unit=1,file={dir}/firmware-variables.fd"),
+            ]);
         }
         if spec.tpm {
             let socket = tpm::socket(&self.dir.join("tpm"));

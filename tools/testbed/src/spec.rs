@@ -41,6 +41,11 @@ pub struct Forward {
 }
 
 impl Spec {
+    /// Whether the machine has UEFI firmware.
+    pub(crate) fn has_firmware(&self) -> bool {
+        self.direct.as_ref().is_none_or(|boot| boot.firmware)
+    }
+
     /// A usual rugged PC: as many processors as its accelerator runs reliably, 2 GiB, one 16 GiB NVMe disk, one network card, a TPM, the right time.
     pub fn new(serial: &str) -> Spec {
         Spec {
@@ -107,4 +112,6 @@ pub struct DirectBoot {
     pub initrd: PathBuf,
     /// Kernel command line.
     pub cmdline: String,
+    /// Whether UEFI firmware starts it, as it would from a disk, and not QEMU's own short way.
+    pub firmware: bool,
 }

@@ -4,14 +4,14 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
+use crate::leftovers;
 use crate::prereq;
 use crate::progress::{Step, say};
-use crate::site::{Built, Machine, Site, http_get, manifest};
+use crate::site::{Built, LOGIN, Machine, Site, http_get, manifest};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -26,21 +26,20 @@ pub struct Options {
 const DIR: &str = "target/demo";
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What must be ended to tear the demo down.
-#[derive(Serialize, Deserialize)]
-struct Running {
-    pids: Vec<u32>,
-}
-
 /// A step and how long it took.
 type Times = Vec<(&'static str, Duration)>;
 
 pub fn run(options: &Options) -> Result<()> {
-    stop()?;
+    let stopped = stop()?;
     if options.stop {
-        say("The demo is torn down.");
+        say(if stopped {
+            "The demo is torn down."
+        } else {
+            "No demo is running."
+        });
         return Ok(());
     }
+    leftovers::end_when_interrupted(DIR)?;
     prereq::install()?;
     let mut times = Times::new();
     let start = Instant::now();
@@ -50,11 +49,13 @@ pub fn run(options: &Options) -> Result<()> {
     deploy(&site, &mut pc, &device, &mut times)?;
     report(&site, &mut pc, &device, &times)?;
     if options.no_wait {
-        leave_running(site, pc)?;
-        say("Everything keeps running. To tear it down: cargo xtask demo --stop");
+        leave_running(site, pc);
         return Ok(());
     }
-    say("Press Enter to tear everything down (or, from elsewhere: cargo xtask demo --stop).");
+    let file = waiting_file();
+    std::fs::write(&file, std::process::id().to_string())
+        .with_context(|| format!("writing {}", file.display()))?;
+    say("Press Enter to tear everything down.");
     std::io::stdin()
         .lock()
         .read_line(&mut String::new())
@@ -140,25 +141,22 @@ fn deploy(site: &Site, pc: &mut Machine, device: &str, times: &mut Times) -> Res
     Ok(())
 }
 
+/// Shows the fleet as its operator sees it, and ends with one table.
 fn report(site: &Site, pc: &mut Machine, device: &str, times: &Times) -> Result<()> {
     for arguments in [&["get", "devices"][..], &["get", "apps"], &["logs", "web"]] {
         say(&format!("\n$ skerry {}", arguments.join(" ")));
         say(site.operator.run(arguments)?.trim_end());
     }
-    say("\n$ skerry console debian    (for a moment; Enter was typed)");
+    say("\n$ skerry console debian    (for a moment; `root` was typed)");
     // The console remembers what was said before; its end is what a person looks at.
     let console = site
         .operator
-        .console("debian", "login:", Duration::from_secs(60))?;
+        .console("debian", &LOGIN, Duration::from_secs(60))?;
     let lines: Vec<_> = console
         .lines()
         .filter(|line| !line.trim().is_empty())
         .collect();
     say(&lines[lines.len().saturating_sub(4)..].join("\n"));
-    say("\nHow long it took:");
-    for (name, took) in times {
-        say(&format!("  {name:<44} {:>7.1} s", took.as_secs_f64()));
-    }
     let step = Step::begin("the box reports its memory");
     let (used, total) = until(&step, || {
         let memory = &site.operator.get("device", device)?["status"]["memory"];
@@ -170,16 +168,28 @@ fn report(site: &Site, pc: &mut Machine, device: &str, times: &Times) -> Result<
         Ok((total - mib("availableKiB")?, total))
     })?;
     step.done();
-    say(&format!(
-        "Memory of the box: {used:.0} of {total:.0} MiB in use, apps included"
-    ));
+
+    let row = |what: &str, text: String| println!("  {what:<44} {text}");
+    println!("\nWhat runs");
+    row(
+        &format!("device {device}"),
+        format!("{used:.0} of {total:.0} MiB of memory in use, apps included"),
+    );
     for (port, name) in [(8080, "web"), (8081, "debian")] {
-        say(&format!("{name:<8} http://{}/", pc.app_address(port)?));
+        let object = site.operator.get("app", name)?;
+        let told = |field: &str| object["status"][field].as_str().unwrap_or("?").to_owned();
+        row(
+            &format!("app {name}"),
+            format!("{}, http://{}/", told("phase"), pc.app_address(port)?),
+        );
     }
-    say(&format!(
-        "\nTo use the command line yourself:\n  {}",
-        site.operator.by_hand()
-    ));
+    println!("How long it took");
+    for (name, took) in times {
+        row(name, format!("{:.1} s", took.as_secs_f64()));
+    }
+    println!("What next");
+    row("use the command line yourself", site.operator.by_hand());
+    row("tear everything down", "cargo xtask demo --stop".to_owned());
     Ok(())
 }
 
@@ -200,18 +210,12 @@ fn until<T>(step: &Step, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-fn state_file() -> PathBuf {
-    Path::new(DIR).join("running.json")
+/// Where a demo that waits for Enter leaves its process id.
+fn waiting_file() -> PathBuf {
+    Path::new(DIR).join("waiting.pid")
 }
 
-fn leave_running(site: Site, pc: Machine) -> Result<()> {
-    let pids = [site.controller.pid(), site.registry.pid(), pc.pc.pid()]
-        .into_iter()
-        .flatten()
-        .collect();
-    let file = state_file();
-    std::fs::write(&file, serde_json::to_vec(&Running { pids })?)
-        .with_context(|| format!("writing {}", file.display()))?;
+fn leave_running(site: Site, pc: Machine) {
     let Site {
         controller,
         registry,
@@ -220,34 +224,25 @@ fn leave_running(site: Site, pc: Machine) -> Result<()> {
     controller.detach();
     registry.detach();
     pc.pc.detach();
-    Ok(())
 }
 
-/// Ends what an earlier demo left. A process is only touched if its command line still names the demo's folder.
-fn stop() -> Result<()> {
-    let file = state_file();
-    let Ok(text) = std::fs::read(&file) else {
-        return Ok(());
-    };
-    let running: Running =
-        serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?;
-    let is_ours = |pid: &u32| {
-        std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&format!("/{DIR}/")))
-    };
-    let deadline = Instant::now() + Duration::from_secs(15);
-    loop {
-        let left: Vec<_> = running.pids.iter().copied().filter(is_ours).collect();
-        if left.is_empty() {
-            break;
+/// Ends an earlier demo: the one that waits, and whatever runs in its folder. Says whether there was something.
+fn stop() -> Result<bool> {
+    let file = waiting_file();
+    let waiting = std::fs::read_to_string(&file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .map(Pid::from_raw);
+    if let Some(pid) = waiting {
+        // The number may be somebody else's by now.
+        let is_ours = std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.trim_end() == "xtask");
+        if is_ours && pid != Pid::this() {
+            // It ends what it started, and itself.
+            let _ = kill(pid, Signal::SIGTERM);
         }
-        if Instant::now() > deadline {
-            bail!("these processes of the demo do not end: {left:?}");
-        }
-        for pid in left {
-            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
-        }
-        std::thread::sleep(Duration::from_millis(200));
+        std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
     }
-    std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+    let left = leftovers::end(DIR)?;
+    Ok(left || waiting.is_some())
 }

@@ -17,6 +17,7 @@ mod demo;
 mod e2e;
 mod fuzz;
 mod images;
+mod leftovers;
 mod lint;
 mod prereq;
 mod progress;
@@ -88,6 +89,20 @@ enum Task {
     Image(images::Options),
 }
 
+impl Task {
+    /// Files that are named on the command line are meant where it was typed; the task itself works in the workspace's folder.
+    fn at_home(mut self) -> Result<Task> {
+        if let Task::Bench {
+            json: Some(file), ..
+        } = &mut self
+        {
+            *file = std::path::absolute(&*file)
+                .with_context(|| format!("finding {}", file.display()))?;
+        }
+        Ok(self)
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(code) => code,
@@ -99,8 +114,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
+    let task = arguments.command.at_home()?;
     std::env::set_current_dir(root()?).context("entering the workspace")?;
-    let good = match arguments.command {
+    let good = match task {
         Task::Demo(options) => demo::run(&options).map(|()| true),
         Task::Test => prereq::install().and_then(|()| test::run()),
         Task::E2e { list: true, .. } => {

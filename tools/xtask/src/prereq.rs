@@ -1,5 +1,9 @@
 //! What the build and the tests need from Debian, and how it gets onto the machine.
 
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -72,8 +76,64 @@ pub fn install() -> Result<()> {
     apt(&["update", "-qq"])?;
     let mut arguments = vec!["install", "-qq", "-y", "--no-install-recommends"];
     arguments.extend(missing.iter().map(|(name, _)| *name));
-    apt(&arguments)?;
-    Ok(())
+    let mut trial = arguments.clone();
+    trial.push("--simulate");
+    for line in apt(&trial)?.lines() {
+        // busybox-static takes the place of busybox, for one.
+        if let Some(package) = line.strip_prefix("Remv ") {
+            say(&format!(
+                "  {package} will be removed: it does not go with them"
+            ));
+        }
+    }
+    let quiet = QuietServices::begin(Path::new("/"))?;
+    let installed = apt(&arguments);
+    quiet.end()?;
+    installed.map(drop)
+}
+
+/// While it is there, packages that are installed start no services: a registry of everybody's on port 5000 is not what
+/// somebody asks for who wants to run tests (Debian policy, `invoke-rc.d` and `policy-rc.d`).
+struct QuietServices {
+    /// The file that was written; none if the machine has a policy of its own, which is left alone.
+    policy: Option<PathBuf>,
+}
+
+impl QuietServices {
+    /// As `policy-rc.d` answers: the action is not allowed.
+    const FORBIDDEN: &str = "#!/bin/sh\n# Of `cargo xtask`, while it installs packages; remove it if it was left.\nexit 101\n";
+
+    fn begin(root: &Path) -> Result<QuietServices> {
+        let policy = root.join("usr/sbin/policy-rc.d");
+        let written = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(&policy)
+            .and_then(|mut file| file.write_all(Self::FORBIDDEN.as_bytes()));
+        match written {
+            Ok(()) => Ok(QuietServices {
+                policy: Some(policy),
+            }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // One that an interrupted run left is ours.
+                let ours =
+                    std::fs::read(&policy).is_ok_and(|text| text == Self::FORBIDDEN.as_bytes());
+                Ok(QuietServices {
+                    policy: ours.then_some(policy),
+                })
+            }
+            Err(error) => Err(error).with_context(|| format!("writing {}", policy.display())),
+        }
+    }
+
+    fn end(self) -> Result<()> {
+        match self.policy {
+            Some(policy) => std::fs::remove_file(&policy)
+                .with_context(|| format!("removing {}", policy.display())),
+            None => Ok(()),
+        }
+    }
 }
 
 fn installed(package: &str) -> bool {
@@ -83,7 +143,7 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|output| output.stdout == b"installed")
 }
 
-fn apt(arguments: &[&str]) -> Result<()> {
+fn apt(arguments: &[&str]) -> Result<String> {
     let output = Command::new("apt-get")
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -97,5 +157,27 @@ fn apt(arguments: &[&str]) -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_stay_quiet_and_a_policy_of_the_machines_own_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("usr/sbin");
+        std::fs::create_dir_all(&folder).unwrap();
+        let policy = folder.join("policy-rc.d");
+        let quiet = QuietServices::begin(root.path()).unwrap();
+        let status = Command::new(&policy).status().unwrap();
+        assert_eq!(status.code(), Some(101));
+        quiet.end().unwrap();
+        assert!(!policy.exists());
+
+        std::fs::write(&policy, "theirs").unwrap();
+        QuietServices::begin(root.path()).unwrap().end().unwrap();
+        assert_eq!(std::fs::read_to_string(&policy).unwrap(), "theirs");
+    }
 }

@@ -43,7 +43,7 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
             "the box still settles"
         );
         let device = yard.site().operator.get("device", &name)?;
-        memory_of(&device, "pillar").map(|pillar| (device.clone(), pillar))
+        memory_of(&device, "pillar", "rssKiB").map(|pillar| (device.clone(), pillar))
     })?;
     let memory = &device["status"]["memory"];
     let used = mib(&memory["totalKiB"])? - mib(&memory["availableKiB"])?;
@@ -57,7 +57,8 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
     let web = manifest::container("web", &name, yard.container(), "microvm", 8080);
     yard.site().operator.apply(&web)?;
     let monitor = story.within(REPORTED, "the monitor's memory is reported", || {
-        memory_of(&yard.site().operator.get("device", &name)?, "skerry-vmm")
+        let device = yard.site().operator.get("device", &name)?;
+        memory_of(&device, "skerry-vmm", "pssKiB")
     })?;
     rows.push(Row::new(
         "monitor of one microVM, Pss less guest memory (MiB)",
@@ -68,8 +69,8 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Memory of a process that the device reports by name: its own (Pss) where that is told, else resident.
-fn memory_of(device: &Value, process: &str) -> Result<f64> {
+/// Memory of a process that the device reports by name: resident (`rssKiB`) or its proportional share (`pssKiB`).
+fn memory_of(device: &Value, process: &str, figure: &str) -> Result<f64> {
     let processes = device["status"]["memory"]["processes"]
         .as_array()
         .context("no process is reported yet")?;
@@ -77,11 +78,7 @@ fn memory_of(device: &Value, process: &str) -> Result<f64> {
         .iter()
         .find(|entry| entry["name"] == process)
         .with_context(|| format!("{process} is not among the reported processes"))?;
-    if process["pssKiB"].is_null() {
-        mib(&process["rssKiB"])
-    } else {
-        mib(&process["pssKiB"])
-    }
+    mib(&process[figure])
 }
 
 fn mib(kib: &Value) -> Result<f64> {

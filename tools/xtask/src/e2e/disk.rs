@@ -1,7 +1,7 @@
 //! A box's disk, looked at and spoilt from outside, as with the disk in another machine.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -66,13 +66,4 @@ impl Disk {
             .extent(number)
             .with_context(|| format!("the disk has no partition {number}"))
     }
-}
-
-/// Whether a screenshot shows more than one colour, and so something.
-pub fn shows_something(picture: &Path) -> Result<bool> {
-    let file = File::open(picture).with_context(|| format!("opening {}", picture.display()))?;
-    let mut bytes = Vec::new();
-    BufReader::new(file).read_to_end(&mut bytes)?;
-    // A blank screen of any size packs into a few hundred bytes of PNG; a page of text does not.
-    Ok(bytes.starts_with(b"\x89PNG") && bytes.len() > 4096)
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
-use testbed::{DirectBoot, Pc, Spec};
+use testbed::{Accelerator, DirectBoot, Pc, Spec, nested};
 
 use super::Story;
 use crate::build;
@@ -46,6 +46,7 @@ pub fn run(story: &Story) -> Result<()> {
         kernel,
         initrd,
         cmdline: "console=ttyS0 quiet panic=-1 role=outer".to_owned(),
+        firmware: false,
     });
     let mut machine = Pc::build(spec, &story.dir().join("outer"))?;
     story.step(format!(
@@ -66,6 +67,26 @@ pub fn run(story: &Story) -> Result<()> {
             return Ok(machine.wait_off(PATIENCE)?);
         }
     }
+}
+
+/// Asserts that guests run in the emulated PC, with nothing of ours between KVM and the guest. `dir` is left empty.
+pub fn prove_nesting(parts: &Path, dir: &Path) -> Result<Accelerator> {
+    let dir = super::empty(dir)?;
+    let (kernel, root) = take_apart(parts, &dir)?;
+    let mut archive = Archive::default();
+    outer_system(&mut archive, &root, &build_probe()?)?;
+    let initrd = dir.join("check.img");
+    std::fs::write(&initrd, archive.to_bytes())
+        .with_context(|| format!("writing {}", initrd.display()))?;
+    let boot = DirectBoot {
+        kernel,
+        initrd,
+        cmdline: "console=ttyS0 quiet panic=-1 role=check".to_owned(),
+        firmware: false,
+    };
+    let accelerator = nested::check(boot, &dir.join("pc"), PATIENCE)?;
+    super::empty(&dir)?;
+    Ok(accelerator)
 }
 
 /// The kernel of a host image's UKI, and the folder into which the interesting part of its root file system was unpacked.
@@ -105,18 +126,12 @@ fn build_probe() -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("release/examples/nested"))
 }
 
-fn outer_archive(dir: &Path, root: &Path, probe: &Path) -> Result<Archive> {
-    let mut archive = Archive::default();
+/// The program as init, and the modules that it loads.
+fn outer_system(archive: &mut Archive, root: &Path, probe: &Path) -> Result<()> {
     for folder in ["dev", "proc", "sys", "run"] {
         archive.folder(folder);
     }
     archive.program("init", read(probe)?);
-    for path in SHIPPED {
-        let bytes = read(&root.join("usr/lib/skerry").join(path))?;
-        let name = path.rsplit('/').next().unwrap_or(path);
-        archive.program(&format!("shipped/{name}"), bytes);
-    }
-
     let mut load = String::new();
     for module in modules(root)? {
         let name = module
@@ -128,6 +143,17 @@ fn outer_archive(dir: &Path, root: &Path, probe: &Path) -> Result<Archive> {
         archive.file(&path, read(&module)?);
     }
     archive.file("modules.load", load.into_bytes());
+    Ok(())
+}
+
+fn outer_archive(dir: &Path, root: &Path, probe: &Path) -> Result<Archive> {
+    let mut archive = Archive::default();
+    outer_system(&mut archive, root, probe)?;
+    for path in SHIPPED {
+        let bytes = read(&root.join("usr/lib/skerry").join(path))?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        archive.program(&format!("shipped/{name}"), bytes);
+    }
 
     let mut guest = Archive::default();
     guest.program("init", read(probe)?);

@@ -1,14 +1,23 @@
 //! The main job: from a USB stick to a running VM and a running container.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 
 use super::Story;
-use super::disk::{Disk, shows_something};
+use super::disk::Disk;
 use super::story::PATIENCE;
-use crate::site::{Machine, http_get, manifest};
+use crate::site::{LOGIN, Machine, http_get, manifest};
+
+/// What nobody finds on a production box: shells, remote logins, package managers.
+const ABSENT: [&str; 14] = [
+    "sh", "bash", "dash", "ash", "ksh", "zsh", "busybox", "ssh", "sshd", "dropbear", "apt",
+    "apt-get", "dpkg", "rpm",
+];
 
 pub fn run(story: &Story) -> Result<()> {
     let yard = story.yard;
+    image_is_bare(story)?;
     let mut pc = Machine::build("SK-MAIN-1", &story.dir().join("box-1"))?;
     story.step(format!(
         "the PC is put together; accelerator: {}",
@@ -100,22 +109,58 @@ pub fn raw_disk(story: &Story) -> Result<()> {
     story.delete_apps(&["raw"])
 }
 
+/// Reads the list of the image that is installed below, file by file.
+fn image_is_bare(story: &Story) -> Result<()> {
+    let image = story.yard.site().built.parts.join("root.img");
+    let output = Command::new("unsquashfs")
+        .arg("-l")
+        .arg(&image)
+        .output()
+        .context("starting unsquashfs")?;
+    ensure!(output.status.success(), "unsquashfs: {}", output.status);
+    let list = String::from_utf8_lossy(&output.stdout);
+    let names: Vec<&str> = list
+        .lines()
+        .filter_map(|path| path.rsplit('/').next())
+        .collect();
+    for wanted in ["pillar", "skerry-vmm", "ca-certificates.crt"] {
+        ensure!(
+            names.contains(&wanted),
+            "{} lacks {wanted}; it has {} files",
+            image.display(),
+            names.len()
+        );
+    }
+    let found: Vec<_> = ABSENT.iter().filter(|name| names.contains(*name)).collect();
+    ensure!(found.is_empty(), "the host image has {found:?}");
+    story.step(format!(
+        "the host image has no shell, no ssh, no package manager among its {} files",
+        names.len()
+    ));
+    Ok(())
+}
+
 fn install(story: &Story, pc: &mut Machine) -> Result<()> {
-    let mut lines = Vec::new();
-    let picture = story.dir().join("installer.png");
+    let mut lines: Vec<String> = Vec::new();
+    let mut progress_on_screen = false;
     pc.install_watched(story.yard.stick(), &mut |pc, line| {
         story.step(format!("installer: {line}"));
-        if line.contains("reading back") {
-            pc.screenshot(&picture)?;
-        }
         lines.push(line.to_owned());
+        // What it said before this line has been drawn by now; a line with percent is drawn over by the next.
+        let screen = pc.screen()?;
+        if line.contains("done") {
+            pc.screenshot(&story.dir().join("installer.png"))?;
+            for said in ["installing to nvme0n1", "written and read back"] {
+                ensure!(
+                    screen.shows(said),
+                    "{said:?} is on the serial line and not on the screen"
+                );
+            }
+        }
+        progress_on_screen |= screen.shows("writing root 100 % (");
         Ok(())
     })?;
-    ensure!(
-        shows_something(&picture)?,
-        "the installer shows nothing on the screen: {}",
-        picture.display()
-    );
+    ensure!(progress_on_screen, "the screen shows no percent");
     ensure!(
         lines.iter().any(|line| line.contains('%')),
         "the installer shows no percent: {lines:?}"
@@ -201,7 +246,7 @@ fn console(story: &Story) -> Result<()> {
         .yard
         .site()
         .operator
-        .console("debian", "login:", PATIENCE)?;
-    story.step("the console of debian asks for a login");
+        .console("debian", &LOGIN, PATIENCE)?;
+    story.step("the console of debian asks for a login and takes one");
     Ok(())
 }

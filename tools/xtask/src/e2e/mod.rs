@@ -13,12 +13,16 @@ mod yard;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 
-pub use story::Story;
+pub use story::{Story, empty};
 pub use yard::Yard;
 
+use crate::leftovers;
 use crate::site::Built;
+
+/// Where tests keep their things.
+const FOLDER: &str = "target/e2e";
 
 /// A test and what it is called.
 struct Test {
@@ -169,8 +173,12 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
         return Ok(outcome);
     }
     let set_up = || -> Result<(PathBuf, Yard)> {
+        leftovers::end(FOLDER)?;
+        leftovers::end_when_interrupted(FOLDER)?;
         let built = Built::make()?;
-        let parent = story::empty(Path::new("target/e2e"))?;
+        let parent = empty(Path::new(FOLDER))?;
+        let accelerator = hypervisor::prove_nesting(&built.parts, &parent.join("nesting"))?;
+        println!("guests run in the emulated PC; accelerator: {accelerator}");
         let yard = Yard::open(&built, &parent.join("yard"))?;
         Ok((parent, yard))
     };
@@ -185,24 +193,53 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
             return Ok(outcome);
         }
     };
+    let mut spoilt: Option<String> = None;
     for test in tests {
         println!("==== {}: {}", test.name, test.about);
-        let story = Story::begin(test.name, &yard, &parent)?;
-        match (test.run)(&story) {
-            Ok(()) => {
-                println!("PASS {} {:.1}", test.name, story.seconds());
+        let played = match &spoilt {
+            Some(reason) => Err(anyhow!("not run: {reason}")),
+            None => play(test, &yard, &parent),
+        };
+        match played {
+            Ok(seconds) => {
+                println!("PASS {} {seconds:.1}", test.name);
                 outcome.passed += 1;
-                story.clean_up();
             }
             Err(error) => {
-                println!("     what it left is in {}", story.dir().display());
                 tell_failure(test, &error);
                 outcome.failed += 1;
-                yard.recover().context("after a test that failed")?;
+                if spoilt.is_none()
+                    && let Err(error) = yard.recover()
+                {
+                    spoilt = Some(format!(
+                        "the site could not be put in order after {}: {error:#}",
+                        test.name
+                    ));
+                }
             }
         }
     }
     Ok(outcome)
+}
+
+/// Runs one test; gives how many seconds it took. One that panics has failed like any other, and the rest still run.
+fn play(test: &Test, yard: &Yard, parent: &Path) -> Result<f64> {
+    let story = Story::begin(test.name, yard, parent)?;
+    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (test.run)(&story)))
+        .unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(anyhow!("it panicked: {}", text.unwrap_or("without words")))
+        });
+    if played.is_err() {
+        println!("     what it left is in {}", story.dir().display());
+    }
+    played?;
+    let seconds = story.seconds();
+    story.clean_up();
+    Ok(seconds)
 }
 
 fn tell_failure(test: &Test, error: &anyhow::Error) {

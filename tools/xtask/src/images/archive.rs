@@ -105,8 +105,9 @@ pub fn tell(old: &Lock, new: &Lock, lock_path: &Path, versions: Versions) -> Res
     Ok(())
 }
 
-/// Fetches the archive's package lists unless that was done lately. Without a network the lists that are there serve.
-pub fn refresh_lists(store: &Store) -> Result<()> {
+/// Fetches the archive's package lists unless that was done lately. Without a network the lists that are there serve; says
+/// whether they are fresh.
+pub fn refresh_lists(store: &Store) -> Result<bool> {
     let stamp = store.stamp("package-lists");
     let age = stamp
         .metadata()
@@ -114,19 +115,22 @@ pub fn refresh_lists(store: &Store) -> Result<()> {
         .ok()
         .and_then(|then| SystemTime::now().duration_since(then).ok());
     if age.is_some_and(|age| age < LISTS_FRESH) {
-        return Ok(());
+        return Ok(true);
     }
     let step = Step::begin("package lists of the archive");
     match run(Command::new("apt-get").args(["update", "-qq"])) {
         Ok(_) => {
             fs::write(&stamp, "").with_context(|| format!("writing {}", stamp.display()))?;
             step.done();
+            Ok(true)
         }
-        Err(error) => step.failed(&format!(
-            "going on with the lists that are there: {error:#}"
-        )),
+        Err(error) => {
+            step.failed(&format!(
+                "going on with the lists that are there: {error:#}"
+            ));
+            Ok(false)
+        }
     }
-    Ok(())
 }
 
 /// What apt would take now for each name.
@@ -205,6 +209,23 @@ fn parse_file_name(file: &str) -> Option<(String, String, String)> {
     })
 }
 
+/// Brings all packages of several locks into the cache at once, so that all that cannot be had are named together.
+pub fn fetch_locks(store: &Store, locks: &[&str]) -> Result<()> {
+    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256));
+    let mut missing = BTreeMap::new();
+    for path in locks {
+        for package in Lock::load(Path::new(path))?.packages.into_values() {
+            if !place(&package).exists() {
+                missing.insert(package.sha256.to_string(), package);
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    download(store, &missing.values().collect::<Vec<_>>(), &place)
+}
+
 /// Brings the packages into the cache and gives their paths, in the order of the lock. Names all that cannot be had.
 pub fn fetch(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256));
@@ -224,7 +245,7 @@ fn download(
     missing: &[&Package],
     place: &dyn Fn(&Package) -> PathBuf,
 ) -> Result<()> {
-    refresh_lists(store)?;
+    let lists_are_fresh = refresh_lists(store)?;
     let step = Step::begin(format!("downloading {} packages", missing.len()));
     let specs: Vec<String> = missing
         .iter()
@@ -248,8 +269,13 @@ fn download(
             .map(String::as_str)
             .collect();
         if !gone.is_empty() {
+            let doubt = if lists_are_fresh {
+                ""
+            } else {
+                " (as far as the old package lists tell; fresh ones could not be had)"
+            };
             bail!(
-                "the archive no longer has these packages of the lock: {}\nBuild without --locked to take current ones.",
+                "the archive no longer has these packages of the lock{doubt}: {}\nBuild without --locked to take current ones.",
                 gone.join(", ")
             );
         }
@@ -338,21 +364,33 @@ mod tests {
 
     /// Asks the real archive, by the machine's own apt configuration.
     #[test]
-    fn a_version_that_the_archive_lost_is_named() {
+    fn versions_that_the_archive_lost_are_named_together() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_in(dir.path()).unwrap();
-        let lost = Package {
-            name: "base-files".to_owned(),
+        let lost = |name: &str| Package {
+            name: name.to_owned(),
             version: "0.0.1".to_owned(),
             architecture: "amd64".to_owned(),
-            sha256: Sha256::of(b""),
+            sha256: Sha256::of(name.as_bytes()),
         };
-        let error = download(&store, &[&lost], &|_| dir.path().join("x"))
+        refresh_lists(&store).unwrap();
+        let there = candidates(&["hostname".to_owned()]).unwrap();
+        let mut paths = Vec::new();
+        for (file, package) in [("one", lost("base-files")), ("two", lost("tzdata"))] {
+            let mut lock = Lock {
+                packages: there.packages.clone(),
+            };
+            lock.packages.insert(package.name.clone(), package);
+            let path = dir.path().join(file);
+            fs::write(&path, lock.to_text()).unwrap();
+            paths.push(path.to_str().unwrap().to_owned());
+        }
+        let error = fetch_locks(&store, &[&paths[0], &paths[1]])
             .unwrap_err()
             .to_string();
-        assert!(
-            error.contains("base-files=0.0.1") && error.contains("without --locked"),
-            "{error}"
-        );
+        for part in ["base-files=0.0.1", "tzdata=0.0.1", "without --locked"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(!error.contains("hostname"), "{error}");
     }
 }

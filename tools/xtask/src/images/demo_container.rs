@@ -17,6 +17,7 @@ use super::host::write;
 use super::store::{Key, Store};
 
 const FOLDER: &str = "images/demo-container";
+pub const LOCK: &str = "images/demo-container/packages.lock";
 
 /// Commands of busybox that the script uses.
 const COMMANDS: &[&str] = &["httpd", "mkdir", "printf", "sh", "sleep"];
@@ -40,7 +41,7 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
     let list = fs::read_to_string(folder.join("packages"))
         .context("reading the container's package list")?;
     let names = parse_list(&list).remove("").unwrap_or_default();
-    let lock = archive::settle(store, &names, &folder.join("packages.lock"), versions)?;
+    let lock = archive::settle(store, &names, Path::new(LOCK), versions)?;
     let mut key = Key::new("demo container 1").file(&folder.join("serve"))?;
     for package in lock.packages.values() {
         key = key.with("package", package.sha256.as_bytes());

@@ -19,7 +19,7 @@ use super::store::{Key, Store};
 use crate::progress::Step;
 
 const FOLDER: &str = "images/demo-vm";
-const LOCK: &str = "images/demo-vm/packages.lock";
+pub const LOCK: &str = "images/demo-vm/packages.lock";
 
 /// Size of the disk in bytes; what is not written takes no room.
 const DISK: u64 = 1 << 30;

@@ -14,7 +14,7 @@ use super::store::{Key, Store};
 use crate::progress::Step;
 
 const CONFIG: &str = "images/guest/kernel.config";
-const LOCK: &str = "images/guest/packages.lock";
+pub const LOCK: &str = "images/guest/packages.lock";
 const SOURCE: &str = "linux-source-6.12";
 
 /// Bytes of the kernel build's log when it is done, seen with the config of today; for the progress figure only.

@@ -24,7 +24,8 @@ use super::{prune, tree};
 use crate::progress::{Step, say};
 
 const FOLDER: &str = "images/host";
-const LOCK: &str = "images/host/packages.lock";
+/// The packages of both variants.
+pub const LOCK: &str = "images/host/packages.lock";
 /// Brings the boot loader and the stub; nothing of it lies in the root file system.
 const BOOT_PACKAGE: &str = "systemd-boot-efi";
 
@@ -45,7 +46,11 @@ pub struct Contents {
     pub guest_initramfs: Vec<u8>,
 }
 
-/// The step that changes seldom: `tree/`, `vmlinuz`, `stub.efi`, `systemd-bootx64.efi`, `epoch`.
+/// The public certificate authorities, in the base and, below, where the agent looks for them.
+const ROOTS: &str = "ca-certificates.crt";
+const ROOTS_AT: &str = "etc/ssl/certs/ca-certificates.crt";
+
+/// The step that changes seldom: `tree/`, `vmlinuz`, `stub.efi`, `systemd-bootx64.efi`, `epoch`, [`ROOTS`].
 pub fn base(store: &Store, variant: Variant, versions: Versions) -> Result<PathBuf> {
     let list = read("packages")?;
     let sections = parse_list(&list);
@@ -60,7 +65,7 @@ pub fn base(store: &Store, variant: Variant, versions: Versions) -> Result<PathB
         .collect();
     lock.packages
         .retain(|name, _| mine.iter().any(|mine| mine.trim_start_matches('@') == name));
-    let mut key = Key::new("host base 2").with("variant", section.as_bytes());
+    let mut key = Key::new("host base 3").with("variant", section.as_bytes());
     for package in lock.packages.values() {
         key = key.with("package", package.sha256.as_bytes());
     }
@@ -97,6 +102,7 @@ pub fn base(store: &Store, variant: Variant, versions: Versions) -> Result<PathB
         wanted.extend(names_in("modules.initrd")?);
         wanted.extend(names_in("modules.installer")?);
         tree::keep_modules(&root, &kernel, &wanted)?;
+        write(&to.join(ROOTS), &public_roots(&root)?)?;
         tree::prune(&root, &prune::parse(&read("prune")?, &section))?;
         let scratch = store.scratch("boot")?;
         tree::unpack(&paths(boot), scratch.path(), &mut |_| ())?;
@@ -111,6 +117,26 @@ pub fn base(store: &Store, variant: Variant, versions: Versions) -> Result<PathB
         step.done();
         Ok(())
     })
+}
+
+/// The authorities of Debian's ca-certificates as one file, as its maintainer script would make it with all of them trusted.
+fn public_roots(root: &Path) -> Result<Vec<u8>> {
+    let folder = root.join("usr/share/ca-certificates/mozilla");
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .with_context(|| format!("listing {}", folder.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.sort();
+    let mut bundle = Vec::new();
+    for file in files {
+        let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        bundle.extend_from_slice(text.trim_ascii_end());
+        bundle.push(b'\n');
+    }
+    if bundle.is_empty() {
+        bail!("{} holds no certificate", folder.display());
+    }
+    Ok(bundle)
 }
 
 /// Packs the image into `to` and describes it.
@@ -224,6 +250,7 @@ fn stage(
         let path = root.join(folder);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
     }
+    put(&base.join(ROOTS), &root.join(ROOTS_AT))?;
     let lib = root.join("usr/lib/skerry");
     fs::create_dir_all(lib.join("guest")).with_context(|| format!("making {}", lib.display()))?;
     put(&contents.pillar, &lib.join("pillar"))?;

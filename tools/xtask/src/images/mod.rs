@@ -95,6 +95,14 @@ fn parse_variant(text: &str) -> Result<Variant, String> {
 pub fn build(options: &Options) -> Result<PathBuf> {
     let store = Store::open()?;
     let versions = options.versions();
+    if versions == Versions::Locked {
+        let demo: &[&str] = if options.no_demo {
+            &[]
+        } else {
+            &[demo_container::LOCK, demo_vm::LOCK]
+        };
+        archive::fetch_locks(&store, &[&[guest::LOCK, host::LOCK], demo].concat())?;
+    }
     let guest_kernel = guest::kernel(&store, versions)?;
     let base = host::base(&store, options.variant, versions)?;
     if !options.no_demo {

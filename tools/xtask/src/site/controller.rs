@@ -66,10 +66,6 @@ impl Controller {
         &self.dir
     }
 
-    pub fn pid(&self) -> Option<u32> {
-        self.server.as_ref().and_then(Server::pid)
-    }
-
     pub fn detach(self) {
         if let Some(server) = self.server {
             server.detach();

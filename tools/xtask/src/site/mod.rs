@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 pub use controller::Controller;
 pub use http::http_get;
 pub use machine::{Machine, sparse_copy};
-pub use operator::Operator;
+pub use operator::{LOGIN, Operator};
 pub use registry::Registry;
 
 use crate::build;

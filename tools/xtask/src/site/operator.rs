@@ -3,12 +3,31 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{Controller, Registry, path};
+
+/// What is said at a console.
+#[derive(Clone, Debug)]
+pub struct Talk {
+    /// What the guest asks.
+    pub asks: &'static str,
+    /// What is typed then.
+    pub answer: &'static str,
+    /// What the guest shows only when it was typed.
+    pub effect: &'static str,
+}
+
+/// Logging in to the demo's Debian.
+pub const LOGIN: Talk = Talk {
+    asks: "login:",
+    answer: "root",
+    effect: "root@demo-vm",
+};
 
 pub struct Operator {
     program: PathBuf,
@@ -51,10 +70,12 @@ impl Operator {
 
     /// What a person types to be this operator.
     pub fn by_hand(&self) -> String {
+        let programs = self.program.parent().unwrap_or(Path::new("."));
+        let programs = std::path::absolute(programs).unwrap_or_else(|_| programs.to_owned());
         format!(
-            "export SKERRY_CONFIG={}; {} get apps",
+            "export SKERRY_CONFIG={} PATH={}:$PATH; skerry get apps",
             self.config.display(),
-            self.program.display()
+            programs.display()
         )
     }
 
@@ -108,8 +129,8 @@ impl Operator {
         self.run_with_input(&["apply", "-f", "-"], manifest)
     }
 
-    /// Opens an app's console and presses Enter until it shows `wanted`; gives all that it showed.
-    pub fn console(&self, app: &str, wanted: &str, patience: Duration) -> Result<String> {
+    /// Opens an app's console, presses Enter until it asks, types the answer until that has its effect; gives all that it showed.
+    pub fn console(&self, app: &str, talk: &Talk, patience: Duration) -> Result<String> {
         let mut console = self
             .command(&["console", app])
             .stdin(Stdio::piped())
@@ -119,32 +140,48 @@ impl Operator {
             .context("starting skerry console")?;
         let mut typed = console.stdin.take().context("the console takes no input")?;
         let mut shown = console.stdout.take().context("the console shows nothing")?;
-        let end = wanted.to_owned();
+        let seen = Arc::new(Mutex::new(String::new()));
+        let (talk, heard) = (talk.clone(), Arc::clone(&seen));
         let reader = std::thread::spawn(move || {
-            let mut seen = String::new();
             let mut buffer = [0; 1024];
             while let Ok(n) = shown.read(&mut buffer)
                 && n > 0
             {
+                let mut seen = heard.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-                if seen.contains(&end) {
+                if seen.contains(talk.effect) {
                     break;
                 }
             }
-            seen
         });
+        let look = |text: &str| {
+            let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.contains(text)
+        };
         let deadline = Instant::now() + patience;
         while !reader.is_finished() && Instant::now() < deadline {
+            let (line, pause) = if look(talk.asks) {
+                // Time for it to be acted on: typing on would answer what comes next.
+                (talk.answer, Duration::from_secs(5))
+            } else {
+                ("", Duration::from_millis(500))
+            };
             // An error means that the command has ended; what it showed tells why.
-            let _ = typed.write_all(b"\n");
-            std::thread::sleep(Duration::from_millis(500));
+            let _ = writeln!(typed, "{line}");
+            let next = Instant::now() + pause;
+            while !reader.is_finished() && Instant::now() < next {
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         let _ = console.kill();
         let _ = console.wait();
-        let seen = reader.join().unwrap_or_default().replace('\r', "");
-        if !seen.contains(wanted) {
+        let _ = reader.join();
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.replace('\r', "");
+        if !seen.contains(talk.effect) {
             bail!(
-                "the console of {app} did not show {wanted:?} within {} s; it showed {seen:?}",
+                "the console of {app} did not show {:?} within {} s; it showed {seen:?}",
+                talk.effect,
                 patience.as_secs()
             );
         }

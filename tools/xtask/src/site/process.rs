@@ -85,10 +85,6 @@ impl Server {
         Ok(())
     }
 
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
     /// Lets it go on without us.
     pub fn detach(mut self) {
         if let Some(child) = self.child.take() {
