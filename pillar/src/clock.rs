@@ -50,6 +50,9 @@ const STEADY: u64 = 300;
 /// How long trust lasts that no answer renews.
 const TRUST: Duration = Duration::from_secs(3600);
 
+/// The first second that is no time for anybody here: a Date header and a bundle can name years up to 9999.
+const END: u64 = 253_402_300_800;
+
 /// Topic of the trouble that the controller's time cannot be taken.
 const TROUBLE: &str = "clock";
 
@@ -160,17 +163,20 @@ impl Clock {
         may_set: bool,
         status: Status,
     ) -> Self {
+        let lost = |reason: &str| {
+            status.raise(
+                FLOOR_TROUBLE,
+                &format!(
+                    "the last known time was lost: {reason}; until the controller answers, the clock may be behind"
+                ),
+            );
+            0
+        };
         let kept = match durable::read(&file) {
-            Ok(bytes) => bytes.and_then(|bytes| parse_floor(&bytes)).unwrap_or(0),
-            Err(error) => {
-                status.raise(
-                    FLOOR_TROUBLE,
-                    &format!(
-                        "the last known time was lost: {error}; until the controller answers, the clock may be behind"
-                    ),
-                );
-                0
-            }
+            Ok(None) => 0,
+            Ok(Some(bytes)) => parse_floor(&bytes)
+                .unwrap_or_else(|| lost(&format!("{} names no possible time", file.display()))),
+            Err(error) => lost(&error.to_string()),
         };
         let clock = Self {
             inner: Arc::new(Inner {
@@ -233,8 +239,12 @@ impl Clock {
     /// The time: the system clock's, but never below the floor.
     #[must_use]
     pub fn now(&self) -> SystemTime {
-        let floor = UNIX_EPOCH + Duration::from_secs(self.state().floors.get());
-        SystemTime::now().max(floor)
+        let floor = Duration::from_secs(self.state().floors.get());
+        let now = SystemTime::now();
+        // A floor that is no time is none.
+        UNIX_EPOCH
+            .checked_add(floor)
+            .map_or(now, |floor| now.max(floor))
     }
 
     /// Seconds since 1970 of [`Clock::now`].
@@ -383,8 +393,11 @@ fn seconds(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-fn parse_floor(bytes: &[u8]) -> Option<u64> {
-    std::str::from_utf8(bytes).ok()?.trim().parse().ok()
+/// Seconds since 1970 as they are kept on the disk; none if that is no time that anybody can have named.
+#[must_use]
+pub fn parse_floor(bytes: &[u8]) -> Option<u64> {
+    let seconds = std::str::from_utf8(bytes).ok()?.trim().parse().ok()?;
+    (seconds < END).then_some(seconds)
 }
 
 /// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`, the only form that a sender may make.
@@ -564,6 +577,33 @@ mod tests {
         again.learn(DATE);
         let text = trouble().unwrap();
         assert!(text.contains("said before"), "{text}");
+    }
+
+    #[test]
+    fn an_impossible_floor_is_no_floor_and_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("clock");
+        for text in [
+            u64::MAX.to_string(),
+            i64::MAX.to_string(),
+            END.to_string(),
+            "-1".to_owned(),
+            "rubbish".to_owned(),
+        ] {
+            durable::write(&file, text.as_bytes()).unwrap();
+            let (status, _) = Status::to_memory();
+            let clock = Clock::start(file.clone(), None, false, status.clone());
+            assert!(clock.seconds() < 5_000_000_000, "{text}");
+            let troubles = status.troubles();
+            let troubles = troubles.borrow();
+            let message = &troubles.get(FLOOR_TROUBLE).unwrap().message;
+            assert!(message.contains("no possible time"), "{message}");
+        }
+        durable::write(&file, (END - 1).to_string().as_bytes()).unwrap();
+        let (status, _) = Status::to_memory();
+        let clock = Clock::start(file, None, false, status.clone());
+        assert_eq!(clock.seconds(), END - 1);
+        assert!(status.troubles().borrow().is_empty());
     }
 
     #[test]

@@ -76,36 +76,9 @@ impl Fleet {
     /// # Errors
     /// [`Refused`].
     pub async fn old_log(&self, opened: Opened, app: Option<AppId>) -> Result<(), Refused> {
-        let entries = match app {
-            None => envelope::decode::<LogBundle>(&opened.payload, "LogBundle")?.log,
-            Some(_) => {
-                envelope::decode::<AppInstanceLogBundle>(&opened.payload, "AppInstanceLogBundle")?
-                    .log
-            }
-        };
-        let entries = entries.into_iter().map(|entry| protocol::logs::LogEntry {
-            severity: entry.severity,
-            source: entry.source,
-            iid: entry.iid,
-            content: entry.content,
-            msgid: entry.msgid,
-            timestamp: entry.timestamp.map(|time| LogTime {
-                seconds: time.seconds,
-                nanos: time.nanos,
-            }),
-            ..protocol::logs::LogEntry::default()
-        });
-        let origin = match app {
-            None => Origin::Device(protocol::logs::DeviceOrigin::default()),
-            Some(app) => Origin::App(app.to_string()),
-        };
-        let payload = Bundle {
-            origin,
-            made: 0,
-            entries: entries.collect(),
-        }
-        .encode()
-        .map_err(malformed)?;
+        let payload = from_old(&opened.payload, app)?
+            .encode()
+            .map_err(malformed)?;
         let opened = Opened {
             device: opened.device,
             payload,
@@ -257,12 +230,45 @@ fn malformed(error: LogsError) -> Refused {
     Refused::Malformed(error.to_string())
 }
 
+/// Reads a log bundle in EVE's old form: that of an app, or of a device.
+///
+/// # Errors
+/// [`Refused`] if it cannot be decoded.
+pub fn from_old(payload: &[u8], app: Option<AppId>) -> Result<Bundle, Refused> {
+    let entries = match app {
+        None => envelope::decode::<LogBundle>(payload, "LogBundle")?.log,
+        Some(_) => envelope::decode::<AppInstanceLogBundle>(payload, "AppInstanceLogBundle")?.log,
+    };
+    let entries = entries.into_iter().map(|entry| protocol::logs::LogEntry {
+        severity: entry.severity,
+        source: entry.source,
+        iid: entry.iid,
+        content: entry.content,
+        msgid: entry.msgid,
+        timestamp: entry.timestamp.map(|time| LogTime {
+            seconds: time.seconds,
+            nanos: time.nanos,
+        }),
+        ..protocol::logs::LogEntry::default()
+    });
+    let origin = match app {
+        None => Origin::Device(protocol::logs::DeviceOrigin::default()),
+        Some(app) => Origin::App(app.to_string()),
+    };
+    Ok(Bundle {
+        origin,
+        made: 0,
+        entries: entries.collect(),
+    })
+}
+
 fn read(payload: &[u8]) -> Result<Bundle, Refused> {
     Bundle::decode(payload).map_err(malformed)
 }
 
 /// The entries of a stored chunk. It was checked when it came; one that was damaged since is passed over.
-fn entries(body: &[u8]) -> Vec<LogEntry> {
+#[must_use]
+pub fn entries(body: &[u8]) -> Vec<LogEntry> {
     let Ok(bundle) = Bundle::decode(body) else {
         return Vec::new();
     };

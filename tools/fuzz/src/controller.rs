@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use controller::fleet::{figures, plan, status};
+use controller::fleet::{figures, logs, plan, status};
 use jiff::Timestamp;
 use operator_api::{
     App, AppStatus, Datastore, DatastoreSpec, DatastoreType, Device, DeviceSpec, DeviceStatus,
@@ -12,17 +12,24 @@ use pillar::config::NoSecrets;
 use pillar::config::translate::translate;
 use prost::Message as _;
 use protocol::envelope::decode;
+use protocol::eve::config::ConfigRequest;
+use protocol::eve::flowlog::{DnsRequest, FlowMessage, FlowRecord, IpFlow, ScopeInfo};
+use protocol::eve::hardwarehealth::{EccMemoryControllerInfo, EccMemoryReport, ZHardwareHealth};
 use protocol::eve::info::z_info_msg::InfoContent;
 use protocol::eve::info::{
     ErrorInfo, ZInfoApp, ZInfoContentTree, ZInfoMsg, ZInfoNetworkInstance, ZInfoVolume, ZSwState,
 };
+use protocol::eve::logs::{AppInstanceLogBundle, LogBundle, LogEntry};
 use protocol::eve::metrics::ZMetricMsg;
+use protocol::eve::uuid::UuidRequest;
+use protocol::ids::AppId;
+use protocol::logs::Bundle;
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::Target;
 use crate::feed::survives;
-use crate::protocol::vector;
+use crate::protocol::{log_seeds, vector};
 
 pub(crate) const TARGETS: &[Target] = &[
     Target {
@@ -48,6 +55,24 @@ pub(crate) const TARGETS: &[Target] = &[
         about: "a ZMetricMsg: what is kept of it is bounded and is written and read as itself",
         run: device_metrics,
         seeds: || vec![vector("messages", "/metrics")],
+    },
+    Target {
+        name: "kept-messages",
+        about: "messages of a device that are decoded and no more: flows, health of the hardware, requests for its id and its config",
+        run: kept_messages,
+        seeds: kept_messages_seeds,
+    },
+    Target {
+        name: "device-log",
+        about: "a log bundle as operators read it: each entry is written and read as itself, on one line of JSON",
+        run: device_log,
+        seeds: log_seeds,
+    },
+    Target {
+        name: "old-log",
+        about: "a log bundle in EVE's old form, a device's and an app's: what fits is read by operators, entry by entry",
+        run: old_log,
+        seeds: old_log_seeds,
     },
 ];
 
@@ -251,4 +276,148 @@ fn device_metrics(data: &[u8]) {
         assert!(memory.processes.len() <= 512);
     }
     survives(&seen);
+}
+
+/// Decodes a message and encodes it again.
+fn kept<M: prost::Message + Default>(data: &[u8], what: &'static str) {
+    if let Ok(message) = decode::<M>(data, what) {
+        let bytes = message.encode_to_vec();
+        let again: M = decode(&bytes, what).expect("what was encoded decodes");
+        assert_eq!(again.encoded_len(), bytes.len());
+    }
+}
+
+fn kept_messages(data: &[u8]) {
+    kept::<FlowMessage>(data, "FlowMessage");
+    kept::<ZHardwareHealth>(data, "ZHardwareHealth");
+    kept::<UuidRequest>(data, "UuidRequest");
+    kept::<ConfigRequest>(data, "ConfigRequest");
+}
+
+fn kept_messages_seeds() -> Vec<Vec<u8>> {
+    let time = Some(protocol::eve::Timestamp {
+        seconds: 1_798_000_000,
+        nanos: 5,
+    });
+    let flows = FlowMessage {
+        dev_id: Uuid::nil().to_string(),
+        scope: Some(ScopeInfo {
+            uuid: Uuid::nil().to_string(),
+            ..ScopeInfo::default()
+        }),
+        flows: vec![FlowRecord {
+            flow: Some(IpFlow {
+                src: "10.1.0.2".to_owned(),
+                src_port: 4000,
+                dest: "192.0.2.1".to_owned(),
+                dest_port: 443,
+                protocol: 6,
+            }),
+            start_time: time,
+            tx_bytes: 1000,
+            ..FlowRecord::default()
+        }],
+        dns_reqs: vec![DnsRequest {
+            host_name: "registry.example".to_owned(),
+            addrs: vec!["192.0.2.1".to_owned()],
+            request_time: time,
+            acl_num: 1,
+        }],
+    };
+    let health = ZHardwareHealth {
+        dev_id: Uuid::nil().to_string(),
+        at_time_stamp: time,
+        mr: Some(EccMemoryReport {
+            memory_controllers: vec![EccMemoryControllerInfo {
+                controller_name: "mc0".to_owned(),
+                ce_count: 3,
+                ..EccMemoryControllerInfo::default()
+            }],
+        }),
+        ..ZHardwareHealth::default()
+    };
+    let request = ConfigRequest {
+        config_hash: "ab".repeat(32),
+        integrity_token: vec![7; 32],
+    };
+    vec![
+        flows.encode_to_vec(),
+        health.encode_to_vec(),
+        request.encode_to_vec(),
+        UuidRequest::default().encode_to_vec(),
+    ]
+}
+
+/// Entries as operators get them.
+fn shown(entries: &[operator_api::LogEntry]) {
+    for entry in entries {
+        survives(entry);
+        assert!(!entry.content.ends_with('\n'));
+        assert!(!serde_json::to_vec(entry).unwrap().contains(&b'\n'));
+    }
+}
+
+fn device_log(data: &[u8]) {
+    let entries = logs::entries(data);
+    // Only what is refused as a whole has none.
+    if let Ok(bundle) = Bundle::decode(data) {
+        assert_eq!(entries.len(), bundle.entries.len());
+    } else {
+        assert!(entries.is_empty());
+    }
+    shown(&entries);
+}
+
+fn old_log(data: &[u8]) {
+    for app in [None, Some(AppId(Uuid::from_u128(3)))] {
+        let Ok(bundle) = logs::from_old(data, app) else {
+            continue;
+        };
+        // What is too large for a bundle is refused.
+        let Ok(bytes) = bundle.encode() else {
+            continue;
+        };
+        // It may unfold to more than a bundle may, which is refused when it is read.
+        let Ok(again) = Bundle::decode(&bytes) else {
+            continue;
+        };
+        assert_eq!(again, bundle);
+        let entries = logs::entries(&bytes);
+        assert_eq!(entries.len(), bundle.entries.len());
+        shown(&entries);
+    }
+}
+
+fn old_log_seeds() -> Vec<Vec<u8>> {
+    let log = vec![
+        LogEntry {
+            severity: "info".to_owned(),
+            source: "pillar".to_owned(),
+            content: "one\n".to_owned(),
+            timestamp: Some(protocol::eve::Timestamp {
+                seconds: 1_798_000_000,
+                nanos: 5,
+            }),
+            ..LogEntry::default()
+        },
+        LogEntry {
+            content: "two \u{1f980}".to_owned(),
+            msgid: 8,
+            ..LogEntry::default()
+        },
+    ];
+    let device = LogBundle {
+        dev_id: Uuid::nil().to_string(),
+        log: log.clone(),
+        ..LogBundle::default()
+    };
+    let app = AppInstanceLogBundle {
+        log,
+        timestamp: None,
+    };
+    let seeds = [device.encode_to_vec(), app.encode_to_vec()];
+    assert_eq!(logs::from_old(&seeds[0], None).unwrap().entries.len(), 2);
+    let id = Some(AppId(Uuid::from_u128(3)));
+    assert_eq!(logs::from_old(&seeds[1], id).unwrap().entries.len(), 2);
+    seeds.to_vec()
 }

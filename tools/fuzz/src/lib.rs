@@ -26,6 +26,7 @@ mod hypervisor;
 mod images;
 pub mod meter;
 mod onboarding;
+mod operator;
 mod pillar;
 mod protocol;
 
@@ -55,6 +56,7 @@ pub const TARGETS: &[&[Target]] = &[
     hypervisor::TARGETS,
     pillar::TARGETS,
     controller::TARGETS,
+    operator::TARGETS,
     images::TARGETS,
 ];
 

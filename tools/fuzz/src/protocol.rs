@@ -228,7 +228,7 @@ fn log_bundle(data: &[u8]) {
     }
 }
 
-fn log_seeds() -> Vec<Vec<u8>> {
+pub(crate) fn log_seeds() -> Vec<Vec<u8>> {
     let entry = |content: &str| LogEntry {
         severity: "info".to_owned(),
         source: "pillar".to_owned(),

@@ -1,5 +1,7 @@
-//! Every target, cheaply: its seeds, their prefixes, and some thousand changes of them, the same ones each time.
+//! Every target, cheaply: its seeds, their prefixes, and some hundred to some thousand changes of them, the same ones in
+//! the same order each time. How many of them there is time for differs; that there are enough does not.
 
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +13,10 @@ use fuzz::Target;
 #[global_allocator]
 static METER: fuzz::meter::Meter = fuzz::meter::Meter;
 
-/// How long a target is fed with changes; seeds and prefixes come on top.
+/// How long a target is fed with changes, if it has had enough by then; seeds and prefixes come on top.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Changed inputs at least, however long they take.
+const ENOUGH: usize = 300;
 /// Prefixes of one seed at most.
 const PREFIXES: usize = 256;
 /// Changed inputs at most.
@@ -146,30 +150,40 @@ fn feed(target: &Target, input: &[u8]) -> Result<(), String> {
 }
 
 /// How many inputs a target was fed.
-fn exercise(target: &Target) -> Result<usize, String> {
+#[derive(Clone, Copy, Default)]
+struct Fed {
+    /// Seeds and their prefixes.
+    given: usize,
+    /// Changes of seeds.
+    changed: usize,
+}
+
+fn exercise(target: &Target) -> Result<Fed, String> {
     let seeds = (target.seeds)();
     assert!(!seeds.is_empty(), "{} has no seed", target.name);
-    let mut fed = 0;
+    let mut fed = Fed::default();
     for seed in &seeds {
         feed(target, seed)?;
+        fed.given += 1;
         let step = seed.len().div_ceil(PREFIXES).max(1);
         for length in (0..seed.len()).step_by(step) {
             feed(target, &seed[..length])?;
-            fed += 1;
+            fed.given += 1;
         }
     }
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let begun = Instant::now();
     for number in 0..CHANGES {
-        if begun.elapsed() > PATIENCE {
+        if number >= ENOUGH && begun.elapsed() > PATIENCE {
             break;
         }
         let mut input = seeds[number % seeds.len()].clone();
         let other = &seeds[random.below(seeds.len())];
         change(&mut input, other, &mut random);
         feed(target, &input)?;
-        fed += 1;
+        fed.changed += 1;
     }
+    assert!(fed.changed >= ENOUGH);
     Ok(fed)
 }
 
@@ -180,7 +194,8 @@ fn nothing_from_outside_brings_a_parser_down() {
         Err(_) => fuzz::targets().collect(),
     };
     let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
+    let (done, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let begun = Instant::now();
     let threads = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -188,17 +203,35 @@ fn nothing_from_outside_brings_a_parser_down() {
                 while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let begun = Instant::now();
                     match exercise(target) {
-                        Ok(fed) => println!(
-                            "{:<24} {fed:>6} inputs in {:?}",
-                            target.name,
-                            begun.elapsed()
-                        ),
+                        Ok(fed) => {
+                            println!(
+                                "{:<24} {:>6} seeds and prefixes, {:>6} changes in {:?}",
+                                target.name,
+                                fed.given,
+                                fed.changed,
+                                begun.elapsed()
+                            );
+                            done.lock().unwrap().push((target.name, fed));
+                        }
                         Err(failure) => failures.lock().unwrap().push(failure),
                     }
                 }
             });
         }
     });
+    let done = done.into_inner().unwrap();
+    if let Some((name, least)) = done.iter().min_by_key(|(_, fed)| fed.changed) {
+        // Past what the test runner holds back: how much was tried is worth a line each time.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} targets: {} seeds and prefixes, {} changes of them in {:.1} s; fewest changes: {name} with {}",
+            done.len(),
+            done.iter().map(|(_, fed)| fed.given).sum::<usize>(),
+            done.iter().map(|(_, fed)| fed.changed).sum::<usize>(),
+            begun.elapsed().as_secs_f64(),
+            least.changed
+        );
+    }
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }

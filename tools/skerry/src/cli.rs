@@ -368,25 +368,33 @@ pub struct Push {
     pub password_file: Option<PathBuf>,
 }
 
-/// Reads `90`, `90s`, `5m`, `1h`, `500ms`.
+/// Longest time that an option takes, in hours: ten years. With it every deadline is one that a clock can count up to.
+const LONGEST_HOURS: u64 = 87_600;
+
+/// Reads `90`, `90s`, `5m`, `1h`, `500ms`. What is wrong is told with the option's name in front by clap.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let fault = || format!("`{text}` is no time: write a number and ms, s, m or h, such as 90s");
-    let number: u64 = digits.parse().map_err(|_| fault())?;
-    let unit = match unit {
-        "ms" => return Ok(Duration::from_millis(number)),
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
+    if digits.is_empty() {
+        return Err(fault());
+    }
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
         _ => return Err(fault()),
     };
+    // Digits alone do not fail to be a number but by being too many.
+    let number = digits.parse::<u64>().ok();
     number
-        .checked_mul(unit)
-        .map(Duration::from_secs)
-        .ok_or_else(fault)
+        .and_then(|number| number.checked_mul(millis))
+        .map(Duration::from_millis)
+        .filter(|time| *time <= Duration::from_secs(LONGEST_HOURS * 3600))
+        .ok_or_else(|| format!("`{text}` is too long: at most {LONGEST_HOURS}h"))
 }
 
 #[cfg(test)]
@@ -425,6 +433,35 @@ mod tests {
             }
         }
         walk(&Cli::command());
+    }
+
+    #[test]
+    fn a_time_that_no_clock_can_count_is_refused_with_its_option() {
+        for (arguments, option) in [
+            (
+                &["skerry", "wait", "app/web", "--for", "delete", "--timeout"][..],
+                "--timeout",
+            ),
+            (&["skerry", "console", "web", "--idle"][..], "--idle"),
+        ] {
+            for time in [
+                "18446744073709551615",
+                "18446744073709551615ms",
+                "99999999999999999999h",
+                "87601h",
+            ] {
+                let error = Cli::try_parse_from([arguments, &[time][..]].concat())
+                    .unwrap_err()
+                    .to_string();
+                assert!(
+                    error.contains(option) && error.contains("is too long: at most 87600h"),
+                    "{error}"
+                );
+            }
+            assert!(Cli::try_parse_from([arguments, &["87600h"][..]].concat()).is_ok());
+        }
+        let longest = duration("87600h").unwrap();
+        assert!(std::time::Instant::now().checked_add(longest).is_some());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use operator_api::{API_PREFIX, Problem, TokenRequest, TokenResponse};
 use reqwest::header::{
     CONNECTION, HeaderValue, IF_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::context::Access;
 use crate::failure::Failure;
+use crate::output::harmless;
 
 /// Longest time to get a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -209,11 +210,7 @@ impl Client {
         let response = self
             .send(self.request(Method::GET, path).query(query), what)
             .await?;
-        Ok(Lines {
-            body: response.bytes_stream().boxed(),
-            rest: Vec::new(),
-            what: what.to_owned(),
-        })
+        Ok(Lines::new(response.bytes_stream(), what))
     }
 
     /// Opens a WebSocket (RFC 6455 section 4.1) over the same TLS settings and with the same token.
@@ -281,18 +278,7 @@ impl Client {
         body: &[u8],
         advice: Option<&str>,
     ) -> Failure {
-        let said = match serde_json::from_slice::<Problem>(body) {
-            Ok(problem) if problem.detail.is_empty() => problem.title,
-            Ok(problem) => {
-                let fields: String = problem
-                    .errors
-                    .iter()
-                    .map(|error| format!("\n  {}: {}", error.field, error.message))
-                    .collect();
-                problem.detail + &fields
-            }
-            Err(_) => format!("{} answered {status}", self.server),
-        };
+        let said = said(body).unwrap_or_else(|| format!("{} answered {status}", self.server));
         let message = format!("{what}: {said}");
         match status {
             StatusCode::NOT_FOUND => Failure::not_found(message),
@@ -309,6 +295,21 @@ impl Client {
     }
 }
 
+/// What a problem document says, for a terminal; none if it is no such document.
+pub fn said(body: &[u8]) -> Option<String> {
+    let problem: Problem = serde_json::from_slice(body).ok()?;
+    let mut said = if problem.detail.is_empty() {
+        problem.title
+    } else {
+        problem.detail
+    };
+    for error in &problem.errors {
+        said += &format!("\n  {}: {}", error.field, error.message);
+    }
+    let lines: Vec<String> = said.lines().map(harmless).collect();
+    Some(lines.join("\n"))
+}
+
 /// A body that comes line by line.
 pub struct Lines {
     body: futures_util::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
@@ -317,6 +318,18 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// The lines of a body that comes in pieces; `what` is what is being done, for errors.
+    pub fn new(
+        body: impl Stream<Item = reqwest::Result<bytes::Bytes>> + Send + 'static,
+        what: &str,
+    ) -> Self {
+        Self {
+            body: body.boxed(),
+            rest: Vec::new(),
+            what: what.to_owned(),
+        }
+    }
+
     /// The next line without its end; none when the body is over.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {

@@ -85,8 +85,8 @@ fn manifests_in(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// The objects in a text. JSON is YAML, so one parser serves both.
-fn parse(text: &str, source: &str) -> Result<Vec<Item>, Failure> {
+/// The objects in a text. JSON is YAML, so one parser serves both. `source` is what the text is from, for errors.
+pub fn parse(text: &str, source: &str) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();
     for (number, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let place = format!("{source}, document {}", number + 1);

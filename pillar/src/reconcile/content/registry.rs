@@ -304,13 +304,6 @@ impl Registry {
                 hint: "; the data store has no user name and password",
             }),
             Some(Challenge::Bearer { realm, service }) => {
-                #[derive(Deserialize)]
-                struct Token {
-                    #[serde(default)]
-                    token: String,
-                    #[serde(default)]
-                    access_token: String,
-                }
                 let mut token_url = Url::parse(&realm).map_err(|error| {
                     content(
                         url,
@@ -350,14 +343,9 @@ impl Registry {
                         ));
                     }
                 }
-                let token: Token = serde_json::from_slice(&bytes).map_err(|error| {
+                let token = parse_token(&bytes).map_err(|error| {
                     content(&token_url, format!("the token cannot be read: {error}"))
                 })?;
-                let token = if token.token.is_empty() {
-                    token.access_token
-                } else {
-                    token.token
-                };
                 Ok(format!("Bearer {token}"))
             }
             None => Err(RegistryError::Status {
@@ -412,6 +400,43 @@ pub fn parse_challenge(header: &str) -> Option<Challenge> {
         realm: realm?,
         service,
     })
+}
+
+/// What is wrong with the answer of a registry's token service.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It is not the JSON that it must be.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// What it gives cannot stand in a header.
+    #[error("it has characters that no header may have")]
+    Characters,
+}
+
+/// Reads the answer of a token service (Docker's token authentication): a token under either of its two names, which
+/// fits into an Authorization header. Where there is none it is empty, and the registry will say what it thinks of that.
+///
+/// # Errors
+/// [`TokenError`].
+pub fn parse_token(json: &[u8]) -> Result<String, TokenError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        token: String,
+        #[serde(default)]
+        access_token: String,
+    }
+    let answer: Answer = serde_json::from_slice(json)?;
+    let token = if answer.token.is_empty() {
+        answer.access_token
+    } else {
+        answer.token
+    };
+    if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(token)
+    } else {
+        Err(TokenError::Characters)
+    }
 }
 
 /// The first byte of `bytes 5-9/10`.
@@ -500,6 +525,29 @@ mod tests {
             "Bearer service=\"x\"",
         ] {
             assert_eq!(parse_challenge(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_read() {
+        for (json, token) in [
+            (r#"{"token":"a.b-c_","expires_in":300}"#, "a.b-c_"),
+            (r#"{"access_token":"x"}"#, "x"),
+            (r#"{"token":"a","access_token":"b"}"#, "a"),
+            (r#"{"token":"","access_token":"b"}"#, "b"),
+            ("{}", ""),
+        ] {
+            assert_eq!(parse_token(json.as_bytes()).unwrap(), token, "{json}");
+        }
+        for bad in [
+            "",
+            "[",
+            r#"{"token":7}"#,
+            r#"{"token":"a\r\nHost: b"}"#,
+            r#"{"token":"a b"}"#,
+            r#"{"token":"\u20ac"}"#,
+        ] {
+            assert!(parse_token(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

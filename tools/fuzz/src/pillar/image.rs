@@ -212,6 +212,27 @@ pub(super) fn registry_headers_seeds() -> Vec<Vec<u8>> {
     .collect()
 }
 
+pub(super) fn registry_token(data: &[u8]) {
+    let Ok(token) = registry::parse_token(data) else {
+        return;
+    };
+    assert!(token.bytes().all(|byte| (0x21..0x7f).contains(&byte)));
+    let again = serde_json::to_vec(&json!({"token": token})).unwrap();
+    assert_eq!(registry::parse_token(&again).unwrap(), token);
+}
+
+pub(super) fn registry_token_seeds() -> Vec<Vec<u8>> {
+    let seeds = [
+        r#"{"token":"eyJ0eXAi.b-c_","expires_in":300,"issued_at":"2026-11-20T19:50:00Z"}"#,
+        r#"{"access_token":"a\u002fb","scope":"pull"}"#,
+        r#"{"token":"","access_token":"x"}"#,
+    ];
+    for seed in seeds {
+        assert_ne!(registry::parse_token(seed.as_bytes()).unwrap(), "");
+    }
+    seeds.map(|seed| seed.as_bytes().to_vec()).to_vec()
+}
+
 pub(super) fn image_user(data: &[u8]) {
     let Some([user, passwd, group]) = texts(data) else {
         return;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Component;
+use std::time::{Duration, UNIX_EPOCH};
 
 use pillar::bundle::Server;
 use pillar::logs::journal;
@@ -50,6 +51,12 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: image::registry_headers_seeds,
     },
     Target {
+        name: "registry-token",
+        about: "the answer of a registry's token service: a token that fits into a header",
+        run: image::registry_token,
+        seeds: image::registry_token_seeds,
+    },
+    Target {
         name: "image-user",
         about: "an image's user among its accounts: numbers that are some",
         run: image::image_user,
@@ -72,6 +79,12 @@ pub(crate) const TARGETS: &[Target] = &[
         about: "a Date header",
         run: http_date,
         seeds: || vec![b"Fri, 20 Nov 2026 20:00:00 GMT".to_vec()],
+    },
+    Target {
+        name: "clock-floor",
+        about: "the file with the last known time: a time that a clock can have, which is written as itself",
+        run: clock_floor,
+        seeds: || vec![b"1795204800".to_vec(), b" 253402300799\n".to_vec()],
     },
     Target {
         name: "server",
@@ -168,6 +181,20 @@ fn http_date(data: &[u8]) {
         // The year 9999 ends there.
         assert!(seconds < 253_402_300_800);
     }
+}
+
+fn clock_floor(data: &[u8]) {
+    let Some(seconds) = clock::parse_floor(data) else {
+        return;
+    };
+    // The year 9999 ends there.
+    assert!(seconds < 253_402_300_800);
+    assert_eq!(
+        clock::parse_floor(seconds.to_string().as_bytes()),
+        Some(seconds)
+    );
+    let floor = UNIX_EPOCH + Duration::from_secs(seconds);
+    assert!(clock::Clock::unset(floor).seconds() >= seconds);
 }
 
 fn server(data: &[u8]) {

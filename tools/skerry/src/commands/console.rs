@@ -51,6 +51,7 @@ pub fn run(args: Console, context: Option<&str>) -> Result<(), Failure> {
                     }
                     if count == 0 {
                         input_open = false;
+                        // Bounded where the option is read, so that there is such an instant.
                         leave_at = Some(Instant::now() + args.idle);
                     }
                 }

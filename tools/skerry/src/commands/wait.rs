@@ -92,6 +92,7 @@ pub fn run(args: Wait, context: Option<&str>) -> Result<(), Failure> {
         )));
     }
     let client = super::client(context)?;
+    // Bounded where the option is read, so that there is such an instant.
     let deadline = Instant::now() + args.timeout;
     crate::runtime(async {
         for Selection { kind, names } in &selections {

@@ -71,6 +71,14 @@ fn collect(
     plan: &mut Plan,
 ) -> Result<(), Failure> {
     let path = blob_path(dir, &descriptor.digest)?;
+    // Once is enough: indexes that name each other many times over would take for ever.
+    if plan
+        .manifests
+        .iter()
+        .any(|manifest| manifest.digest == descriptor.digest)
+    {
+        return Ok(());
+    }
     if depth > MAX_DEPTH {
         return Err(Failure::error(format!(
             "{}: indexes lie in each other too deep",
@@ -101,17 +109,11 @@ fn collect(
             path.display()
         )));
     }
-    if !plan
-        .manifests
-        .iter()
-        .any(|manifest| manifest.digest == descriptor.digest)
-    {
-        plan.manifests.push(Manifest {
-            digest: descriptor.digest.clone(),
-            media_type,
-            bytes,
-        });
-    }
+    plan.manifests.push(Manifest {
+        digest: descriptor.digest.clone(),
+        media_type,
+        bytes,
+    });
     Ok(())
 }
 
@@ -254,6 +256,18 @@ mod tests {
             [&one, &two, &index].map(|descriptor| descriptor["digest"].as_str().unwrap())
         );
         assert_eq!(plan.manifests[2].media_type, "index");
+    }
+
+    #[test]
+    fn an_index_that_is_named_many_times_is_read_once() {
+        let layout = Layout::new();
+        let mut inner = layout.image(b"one");
+        for _ in 0..MAX_DEPTH {
+            let index = json!({"mediaType": "index", "manifests": vec![inner; 1000]});
+            inner = layout.blob("index", index.to_string().as_bytes());
+        }
+        layout.index(&[inner]);
+        assert_eq!(layout.plan().unwrap().manifests.len(), 1 + MAX_DEPTH);
     }
 
     #[test]

@@ -75,6 +75,7 @@ fn fields(
     out: &mut Vec<String>,
 ) {
     let space = " ".repeat(indent);
+    let title = |key: &str| harmless(&title(key));
     let keys = ordered(values.keys());
     let get = |key: &&&String| values.get(key.as_str());
     let simple: Vec<(String, String)> = keys

@@ -6,6 +6,8 @@ pub mod view;
 
 use jiff::Timestamp;
 
+pub use crate::terminal::Paint;
+
 /// How long ago something was, in two units at most as people say it: `45s`, `12m`, `3h5m`, `9d`.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(then.as_second());
