@@ -1,34 +1,23 @@
 //! Leaves the last words behind: whole, or not at all.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hypervisor_api::report::LastWords;
 
 /// The last words could not be left.
 #[derive(Debug, thiserror::Error)]
-#[error("writing last words to {path}: {source}")]
-pub struct LastWordsError {
-    path: PathBuf,
-    source: io::Error,
+pub enum LastWordsError {
+    /// They cannot be put into JSON.
+    #[error("putting last words into JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The file could not be written.
+    #[error("last words: {0}")]
+    File(#[from] durable::Error),
 }
 
 /// Writes `words` to `path`, by way of a file beside it, so that a reader never sees half of them.
 pub fn leave(words: &LastWords, path: &Path) -> Result<(), LastWordsError> {
-    let write = || -> io::Result<()> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
-        let mut file = File::create(&beside)?;
-        file.write_all(&serde_json::to_vec(words)?)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|source| LastWordsError {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(durable::write(path, &serde_json::to_vec(words)?, 0o644)?)
 }
 
 #[cfg(test)]

@@ -1,19 +1,18 @@
 //! Small files that outlive a power cut.
 //!
-//! A file is written whole beside its place, synced, and renamed into place; then the directory is synced, because a
-//! rename is only lasting after that (rename(2), fsync(2)). The version before it stays as `NAME.old`, so that a block
-//! gone bad costs one generation and not the device's identity. What is read back is checked against a SHA-256 in the
-//! file's first line:
+//! The crate of the same name sees to it that a file is there whole. Here is what the agent wants above that: the version
+//! before it stays as `NAME.old`, so that a block gone bad costs one generation and not the device's identity, and what is
+//! read back is checked against a SHA-256 in the file's first line:
 //!
 //! ```text
 //! skerry-durable-1 <64 hexadecimal digits>\n<payload>
 //! ```
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use ::durable::{beside, fail, with_suffix};
 use ring::digest::{SHA256, digest};
 
 const MAGIC: &str = "skerry-durable-1 ";
@@ -26,15 +25,8 @@ const MAX: u64 = 64 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
-    #[error("{operation} {path}: {source}; check the disk and the space left on it")]
-    Io {
-        /// What was being done.
-        operation: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}; check the disk and the space left on it")]
+    File(#[from] ::durable::Error),
     /// The content does not have the digest that its first line names, and neither has the generation before it.
     #[error("read {path}: content is damaged and there is no whole older generation")]
     Damaged {
@@ -43,53 +35,24 @@ pub enum Error {
     },
 }
 
-impl Error {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            operation,
-            path,
-            source,
-        }
-    }
-}
-
 /// Writes `payload` to `path`. When this returns, it survives a power cut; when it fails, the file is as it was.
 ///
 /// # Errors
 /// When the file system refuses a step.
 pub fn write(path: &Path, payload: &[u8]) -> Result<(), Error> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(dir).map_err(Error::io("create directory", dir))?;
-    let new = sibling(path, "new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)
-        .map_err(Error::io("create", &new))?;
+    fs::create_dir_all(dir).map_err(fail("making the folder", dir))?;
     let header = format!("{MAGIC}{}\n", hex::encode(digest(&SHA256, payload)));
-    file.write_all(header.as_bytes())
-        .and_then(|()| file.write_all(payload))
-        .and_then(|()| file.sync_all())
-        .map_err(Error::io("write", &new))?;
+    let new = beside(path);
+    ::durable::fill(&new, &[header.as_bytes(), payload].concat(), 0o600)?;
 
-    let old = sibling(path, "old");
     // A damaged file must not push a whole older generation out.
     if matches!(read_one(path), Ok(Some(_))) {
-        match fs::remove_file(&old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &old)(error));
-            }
-            _ => {}
-        }
-        fs::hard_link(path, &old).map_err(Error::io("link", &old))?;
+        let old = older(path);
+        ::durable::remove(&old)?;
+        fs::hard_link(path, &old).map_err(fail("linking", &old))?;
     }
-    fs::rename(&new, path).map_err(Error::io("rename", path))?;
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("sync directory", dir))
+    Ok(::durable::rename(&new, path)?)
 }
 
 /// Reads what [`write()`] left at `path`, or the generation before it if that one is damaged.
@@ -100,8 +63,8 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match read_one(path) {
         Ok(found @ Some(_)) => Ok(found),
         // Never written, or the older generation is all that is left.
-        Ok(None) => Ok(read_one(&sibling(path, "old")).unwrap_or(None)),
-        Err(error) => match read_one(&sibling(path, "old")) {
+        Ok(None) => Ok(read_one(&older(path)).unwrap_or(None)),
+        Err(error) => match read_one(&older(path)) {
             Ok(Some(old)) => {
                 tracing::warn!(path = %path.display(), %error, "took the older generation");
                 Ok(Some(old))
@@ -117,15 +80,8 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// When the file system refuses.
 pub fn remove(path: &Path) -> Result<(), Error> {
     // The older one first: alone it would be taken for the file.
-    for path in [sibling(path, "old"), path.to_owned()] {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &path)(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    ::durable::remove(&older(path))?;
+    Ok(::durable::remove(path)?)
 }
 
 /// [`write()`] on a thread that may block.
@@ -136,26 +92,24 @@ pub async fn store(path: PathBuf, payload: Vec<u8>) -> Result<(), Error> {
     let name = path.clone();
     tokio::task::spawn_blocking(move || write(&path, &payload))
         .await
-        .unwrap_or_else(|error| Err(Error::io("write", &name)(io::Error::other(error))))
+        .unwrap_or_else(|error| Err(fail("writing", &name)(io::Error::other(error)).into()))
 }
 
-fn sibling(path: &Path, extension: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(extension);
-    path.with_file_name(name)
+/// Where the generation before the one at `path` is.
+fn older(path: &Path) -> PathBuf {
+    with_suffix(path, ".old")
 }
 
 fn read_one(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", path)(error)),
+        Err(error) => return Err(fail("opening", path)(error).into()),
     };
     let mut bytes = Vec::new();
     file.take(MAX)
         .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
+        .map_err(fail("reading", path))?;
     match check(&bytes) {
         Some(payload) => Ok(Some(payload.to_vec())),
         None => Err(Error::Damaged {
@@ -234,7 +188,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         write(&path, b"one").unwrap();
-        fs::write(sibling(&path, "new"), b"half a fi").unwrap();
+        fs::write(beside(&path), b"half a fi").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"one");
         write(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"two");

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -87,10 +87,11 @@ pub async fn run(
             status.clear("uplink");
             let text = resolv_conf(&found);
             if written.as_ref() != Some(&text) {
-                match write(&sources.resolv_conf, &text) {
+                // It need not outlive a restart.
+                match durable::write_volatile(&sources.resolv_conf, text.as_bytes(), 0o644) {
                     Ok(()) => written = Some(text),
                     Err(error) => {
-                        tracing::warn!(path = %sources.resolv_conf.display(), %error, "name servers not written")
+                        tracing::warn!(%error, "name servers not written")
                     }
                 }
             }
@@ -280,13 +281,6 @@ fn resolv_conf(uplinks: &[Uplink]) -> String {
     text
 }
 
-/// Whole or not at all; it need not outlive a restart, so nothing is synced.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let new = path.with_extension("conf.new");
-    std::fs::write(&new, text)?;
-    std::fs::rename(&new, path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,7 +332,7 @@ mod tests {
             }]
         );
         let text = resolv_conf(&found);
-        write(&sources.resolv_conf, &text).unwrap();
+        durable::write_volatile(&sources.resolv_conf, text.as_bytes(), 0o644).unwrap();
         let text = std::fs::read_to_string(&sources.resolv_conf).unwrap();
         assert!(
             text.ends_with("nameserver 10.0.2.3\nnameserver 192.0.2.53\nsearch site.example\n"),

@@ -211,13 +211,7 @@ fn canonical(host: &str) -> String {
 fn save(directory: &Path, name: &str, certificate: &str, key: &str) -> Result<Pair, PkiError> {
     // The old certificate must not be found beside the new key after a power cut.
     let path = directory.join(format!("{name}.pem"));
-    if path.exists() {
-        std::fs::remove_file(&path).map_err(|source| PkiError::File {
-            action: "replacing",
-            path: path.clone(),
-            source,
-        })?;
-    }
+    durable::remove(&path)?;
     files::write_secret(&directory.join(format!("{name}.key.pem")), key)?;
     // EVE hashes the PEM text byte for byte; without white space at its ends there is one way only to spell it.
     files::write(&path, certificate.trim(), 0o644)?;

@@ -36,15 +36,8 @@ use issue::{Leaf, Pair};
 #[derive(Debug, Error)]
 pub enum PkiError {
     /// A file could not be read or written.
-    #[error("{action} {path}: {source}; check the data directory's owner, mode and free space")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
-    },
+    #[error("{0}; check the data directory's owner, mode and free space")]
+    File(#[from] durable::Error),
     /// A certificate or key could not be made.
     #[error("making the {what} certificate: {source}")]
     Issue {

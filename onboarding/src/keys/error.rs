@@ -18,13 +18,8 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// The file could not be written.
-    #[error("writing the device's identity {}: {source}", path.display())]
-    Write {
-        /// The file or its directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("keeping the device's identity: {0}")]
+    Write(#[from] durable::Error),
     /// The file is not what was written. It is never replaced without being asked: a new identity would be another device
     /// to the controller.
     #[error("reading the device's identity {}: {what}; remove the file to make the device enrol anew, as another one", path.display())]

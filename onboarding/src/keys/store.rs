@@ -9,9 +9,9 @@
 //! no secret: the wrapped keys open in that TPM only. Without one it holds the keys themselves, marked as such, readable
 //! by its owner only.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -128,28 +128,15 @@ pub(super) fn read(dir: &Path) -> Result<Option<Stored>, IdentityError> {
 /// Writes the identity whole.
 pub(super) fn write(dir: &Path, stored: &Stored) -> Result<(), IdentityError> {
     let path = path(dir);
-    write_whole(dir, &path, stored).map_err(|source| IdentityError::Write { path, source })
-}
-
-fn write_whole(dir: &Path, path: &Path, stored: &Stored) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(dir)?;
-    let text = serde_json::to_vec_pretty(stored)?;
-    let aside = path.with_extension("json.new");
-    // Left over from a power cut; made anew so that its mode is ours.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&aside)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(dir)?.sync_all()
+        .create(dir)
+        .map_err(durable::fail("making the folder", dir))?;
+    // Serialising structs of text and numbers into memory has no way to fail; if it did, it would be a damaged identity.
+    let text = serde_json::to_vec_pretty(stored).map_err(|error| IdentityError::Damaged {
+        path: path.clone(),
+        what: error.to_string(),
+    })?;
+    Ok(durable::write(&path, &text, 0o600)?)
 }

@@ -1,84 +1,18 @@
-//! Files that survive a power cut: written whole under another name, synced, renamed, and the directory synced.
+//! Files, as the agent handles them: folders with a mode, reading within bounds, copies with holes. What makes a file outlive
+//! a power cut comes from the crate `durable` and is offered here with the rest.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A file operation that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {}: {source}", path.display())]
-pub struct FileError {
-    /// What was attempted.
-    pub operation: &'static str,
-    /// On which file.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-/// Makes a [`FileError`] out of an [`io::Error`].
-pub fn fail<'a>(
-    operation: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> FileError + 'a {
-    move |source| FileError {
-        operation,
-        path: path.to_owned(),
-        source,
-    }
-}
+pub use ::durable::{Error as FileError, fail, remove, rename, with_suffix, write, write_volatile};
 
 /// Makes a directory and its parents; the last one gets `mode`.
 pub fn make_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(fail("making the directory", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(fail("setting the mode of", path))
-}
-
-/// Writes a directory's entries to the disk.
-pub fn sync_dir(path: &Path) -> Result<(), FileError> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(fail("syncing the directory", path))
-}
-
-/// Renames within one directory and syncs it; the file must have been synced by the caller.
-pub fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
-    fs::rename(from, to).map_err(fail("renaming to", to))?;
-    match to.parent() {
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
-    }
-}
-
-/// Writes a whole file so that after a power cut it is either the old one or the new one.
-pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let temporary = with_suffix(path, ".new");
-    remove(&temporary)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(fail("creating", &temporary))?;
-    file.write_all(bytes).map_err(fail("writing", &temporary))?;
-    file.sync_all().map_err(fail("syncing", &temporary))?;
-    rename_durably(&temporary, path)
-}
-
-/// Writes a whole file on a file system in memory: renamed into place, not synced.
-pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let temporary = with_suffix(path, ".new");
-    remove(&temporary)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(fail("creating", &temporary))?;
-    file.write_all(bytes).map_err(fail("writing", &temporary))?;
-    fs::rename(&temporary, path).map_err(fail("renaming to", path))
 }
 
 /// Reads a regular file of at most `limit` bytes, without following a symbolic link at its end. `None`: not there.
@@ -111,28 +45,12 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErro
     Ok(Some(bytes))
 }
 
-/// Removes a file; that it is not there is fine.
-pub fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fail("removing", path)(error)),
-        _ => Ok(()),
-    }
-}
-
 /// Removes a directory with all that is in it; that it is not there is fine.
 pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fail("removing", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// `path` with `suffix` after its last name.
-#[must_use]
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 /// Copies a file, leaving holes where 64 KiB in a row are zero, and syncs it. A disk image from a registry is mostly
@@ -191,18 +109,6 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-
-    #[test]
-    fn a_durable_write_replaces_the_whole_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.json");
-        write_durably(&path, b"a long first version", 0o600).unwrap();
-        fs::write(with_suffix(&path, ".new"), b"left by a power cut").unwrap();
-        write_durably(&path, b"second", 0o640).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"second");
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
-        assert!(!with_suffix(&path, ".new").exists());
-    }
 
     #[test]
     fn reading_refuses_links_and_large_files() {

@@ -409,7 +409,7 @@ fn bytes(ledger: &Ledger) -> Vec<u8> {
 fn is_loss(error: &durable::Error) -> bool {
     match error {
         durable::Error::Damaged { .. } => true,
-        durable::Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+        durable::Error::File(error) => error.source.raw_os_error() == Some(libc::EIO),
     }
 }
 

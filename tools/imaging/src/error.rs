@@ -21,6 +21,9 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file could not be put in its place whole.
+    #[error("cannot leave a file whole: {0}")]
+    Durable(#[from] durable::Error),
     /// `parts.json` is not one.
     #[error("{} does not describe an image: {reason}. Build the image again: cargo xtask image", path.display())]
     BadParts {

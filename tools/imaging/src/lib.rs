@@ -8,7 +8,6 @@ pub mod bundle;
 pub mod content;
 pub mod digest;
 pub mod disk;
-pub mod durable;
 mod error;
 pub mod fat;
 pub mod gpt;

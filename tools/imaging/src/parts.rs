@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::digest::{Sha256, copy_hashed};
-use crate::durable::write_whole;
 
 /// Name of the description in a directory of parts.
 pub const PARTS_FILE: &str = "parts.json";
@@ -272,7 +271,8 @@ impl Parts {
     /// Writes `parts.json` into `dir`, whole or not at all.
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
         let path = dir.join(PARTS_FILE);
-        write_whole(&path, &self.to_json()).map_err(Error::io("write", &path))
+        durable::write(&path, &self.to_json(), 0o644)?;
+        Ok(())
     }
 
     /// `parts.json` as text: the same bytes for the same parts.

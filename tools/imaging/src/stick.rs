@@ -8,13 +8,13 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use durable::beside;
 use uuid::{Uuid, uuid};
 
 use crate::Error;
 use crate::bundle::Bundle;
 use crate::content::{Content, sizes, write_volume};
 use crate::digest::Hasher;
-use crate::durable::{part_path, put_in_place};
 use crate::fat::{self, Kind, Volume};
 use crate::gpt::{self, Partition, SectorSize, Table};
 use crate::parts::{PARTS_FILE, PartName, Parts};
@@ -55,9 +55,9 @@ pub fn build_stick(
     let table = stick_table(volume_size, id);
     let total = contents.iter().map(Content::size).sum();
 
-    let part = part_path(out);
+    let part = beside(out);
     let made = write_image(&part, &table, size, &contents, &mut progress, total)
-        .and_then(|()| put_in_place(&part, out).map_err(Error::io("put in place", out)));
+        .and_then(|()| Ok(durable::rename(&part, out)?));
     if let Err(error) = made {
         // The error at hand says more than one about the clearing up would.
         let _ = std::fs::remove_file(&part);
@@ -208,7 +208,7 @@ mod tests {
         .unwrap();
         assert_eq!(last.0, last.1);
         assert!(last.0 > 8_000_000);
-        assert!(!part_path(&out).exists());
+        assert!(!beside(&out).exists());
 
         let image = std::fs::read(&out).unwrap();
         assert_eq!(image.len() as u64, stick.size);
@@ -283,6 +283,6 @@ mod tests {
             error.contains("root.img") && error.contains("SHA-256"),
             "{error}"
         );
-        assert!(!out.exists() && !part_path(&out).exists());
+        assert!(!out.exists() && !beside(&out).exists());
     }
 }

@@ -5,9 +5,8 @@
 //! by `SKERRY_SERVER` leaves the context's token and roots out.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -147,23 +146,10 @@ impl Config {
                 .create(dir)
                 .map_err(Failure::io("make", dir))?;
         }
-        let mut part = path.as_os_str().to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = PathBuf::from(part);
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)
-            .and_then(|mut file| {
-                file.write_all(text.as_bytes())
-                    .and_then(|()| file.sync_all())
-            })
-            .and_then(|()| fs::rename(&part, path));
-        written.map_err(|error| {
-            let _ = fs::remove_file(&part);
-            Failure::io("write", path)(error)
-        })
+        // Two commands may log in at the same time.
+        let part = durable::with_suffix(path, &format!(".{}.part", std::process::id()));
+        durable::write_by_way_of(&part, path, text.as_bytes(), 0o600)
+            .map_err(|error| Failure::io("write", path)(error.source))
     }
 
     /// Keeps a context under `name` (or the default name) and makes it the current one. Gives the name.

@@ -112,8 +112,8 @@ impl Stick {
         };
         remount(MsFlags::empty()).map_err(Error::system("make writable", &node))?;
         let path = Path::new(MOUNT_POINT).join("skerry").join(name);
-        let written = imaging::durable::write_whole(&path, text.as_bytes())
-            .map_err(Error::system("write", path.display().to_string()));
+        let written = durable::write(&path, text.as_bytes(), 0o644)
+            .map_err(|error| Error::system("write", path.display().to_string())(error.source));
         // Written or not, the stick should be safe to pull.
         remount(MsFlags::MS_RDONLY).map_err(Error::system("make read-only", &node))?;
         written

@@ -122,11 +122,11 @@ pub async fn build(
     tokio::task::spawn_blocking(move || {
         let text =
             serde_json::to_vec(&notes).map_err(|error| fail("writing", &work)(error.into()))?;
-        files::write_durably(&store.rootfs_notes(&manifest), &text, 0o600)?;
+        files::write(&store.rootfs_notes(&manifest), &text, 0o600)?;
         File::open(&unfinished)
             .and_then(|file| file.sync_all())
             .map_err(fail("syncing", &unfinished))?;
-        files::rename_durably(&unfinished, &store.rootfs(&manifest))?;
+        files::rename(&unfinished, &store.rootfs(&manifest))?;
         files::remove_tree(&work)?;
         Ok(notes)
     })

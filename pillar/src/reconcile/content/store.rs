@@ -208,7 +208,7 @@ impl Store {
 
     /// Stores a document that was verified.
     pub fn keep_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), FileError> {
-        files::write_durably(&self.blob(digest), bytes, 0o644)
+        files::write(&self.blob(digest), bytes, 0o644)
     }
 
     /// Fetches a blob unless it is here, going on where an earlier attempt stopped.
@@ -323,7 +323,7 @@ impl Store {
                 Err(error)
             }
             (Ok(()), _) => {
-                files::rename_durably(&part, &self.blob(&blob.digest))?;
+                files::rename(&part, &self.blob(&blob.digest))?;
                 Ok(())
             }
         }

@@ -261,17 +261,17 @@ impl Executor {
         {
             state = units::kill(self.units.as_ref(), &unit).await?;
         }
-        files::write_whole(
+        files::write_volatile(
             &dir.join("hosts"),
             dnsmasq::hosts(&network.service).as_bytes(),
             0o644,
         )?;
-        files::write_whole(
+        files::write_volatile(
             &dir.join("names"),
             dnsmasq::names(&network.service).as_bytes(),
             0o644,
         )?;
-        files::write_whole(&config_path, config.as_bytes(), 0o644)?;
+        files::write_volatile(&config_path, config.as_bytes(), 0o644)?;
         match state {
             UnitState::Running { .. } => {
                 if before.is_none_or(|before| before.1 != lists) {

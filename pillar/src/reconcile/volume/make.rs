@@ -79,7 +79,7 @@ pub async fn make(path: &Path, how: &Make) -> Result<(), MakeError> {
         fs::File::open(&part)
             .and_then(|file| file.sync_all())
             .map_err(fail("syncing", &part))?;
-        files::rename_durably(&part, &to)
+        files::rename(&part, &to)
     })
     .await
 }

@@ -196,13 +196,13 @@ fn write_bundle(
         .iter()
         .map(|server| format!("nameserver {server}\n"))
         .collect();
-    files::write_whole(&resolv_conf, servers.as_bytes(), 0o644)?;
+    files::write_volatile(&resolv_conf, servers.as_bytes(), 0o644)?;
     let address = start
         .nets
         .first()
         .map(|net| format!("{} {}\n", net.address, container.hostname));
     let names = format!("127.0.0.1 localhost\n{}", address.unwrap_or_default());
-    files::write_whole(&hosts, names.as_bytes(), 0o644)?;
+    files::write_volatile(&hosts, names.as_bytes(), 0o644)?;
     let places = Places {
         root: &dir.join("rootfs"),
         user_namespace: &dir.join("ns/user"),
@@ -211,7 +211,7 @@ fn write_bundle(
         hosts: &hosts,
     };
     let config = bundle::config(start, container, &places, volumes);
-    files::write_whole(
+    files::write_volatile(
         &dir.join("bundle/config.json"),
         config.to_string().as_bytes(),
         0o600,

@@ -122,7 +122,7 @@ impl Book {
     pub fn write(&self, record: &Record) {
         // Plain data goes into memory without fail.
         let text = serde_json::to_vec(record).unwrap_or_default();
-        if let Err(error) = files::write_whole(&self.record, &text, 0o600) {
+        if let Err(error) = files::write_volatile(&self.record, &text, 0o600) {
             tracing::warn!(app = %self.app, %error, "its record could not be written");
         }
     }

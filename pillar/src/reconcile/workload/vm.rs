@@ -358,7 +358,7 @@ fn own(path: &Path, uid: u32) -> Result<(), FileError> {
 
 /// Writes a file that root owns and the monitor's group may read.
 fn give(path: &Path, bytes: &[u8], uid: u32) -> Result<(), FileError> {
-    files::write_whole(path, bytes, 0o640)?;
+    files::write_volatile(path, bytes, 0o640)?;
     std::os::unix::fs::lchown(path, Some(0), Some(uid)).map_err(fail("giving away", path))
 }
 

@@ -96,8 +96,7 @@ pub fn tell(old: &Lock, new: &Lock, lock_path: &Path, versions: Versions) -> Res
         say(&format!("  {line}"));
     }
     if versions == Versions::Update {
-        imaging::durable::write_whole(lock_path, new.to_text().as_bytes())
-            .with_context(|| format!("writing {}", lock_path.display()))?;
+        durable::write(lock_path, new.to_text().as_bytes(), 0o644)?;
         say(&format!("  {} is written anew", lock_path.display()));
     } else {
         say("  `cargo xtask image --update` takes them into the lock, `--locked` builds as locked");
