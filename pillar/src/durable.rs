@@ -13,7 +13,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use ::durable::{beside, fail, with_suffix};
-use ring::digest::{SHA256, digest};
+use protocol::digest::Digest;
 
 const MAGIC: &str = "skerry-durable-1 ";
 const HEADER: usize = MAGIC.len() + 64 + 1;
@@ -42,7 +42,7 @@ pub enum Error {
 pub fn write(path: &Path, payload: &[u8]) -> Result<(), Error> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(dir).map_err(fail("making the folder", dir))?;
-    let header = format!("{MAGIC}{}\n", hex::encode(digest(&SHA256, payload)));
+    let header = format!("{MAGIC}{}\n", Digest::of(payload).hex());
     let new = beside(path);
     ::durable::fill(&new, &[header.as_bytes(), payload].concat(), 0o600)?;
 
@@ -122,9 +122,9 @@ fn read_one(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 #[must_use]
 pub fn check(bytes: &[u8]) -> Option<&[u8]> {
     let (header, payload) = bytes.split_at_checked(HEADER)?;
-    let digest_hex = header.strip_prefix(MAGIC.as_bytes())?.strip_suffix(b"\n")?;
-    let wanted = hex::decode(digest_hex).ok()?;
-    (digest(&SHA256, payload).as_ref() == wanted).then_some(payload)
+    let digits = header.strip_prefix(MAGIC.as_bytes())?.strip_suffix(b"\n")?;
+    let wanted = Digest::from_hex(std::str::from_utf8(digits).ok()?).ok()?;
+    (Digest::of(payload) == wanted).then_some(payload)
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //! - [`cipher`]: encrypted blocks inside messages;
 //! - [`registration`]: how a device applies;
 //! - [`authority`]: how a controller or a registry is called;
+//! - [`image`]: how an image is called;
+//! - [`digest`]: SHA-256 as a value;
 //! - [`logs`]: the gzip bundles in which logs travel;
 //! - [`link`]: our own push channel beside the EVE API;
 //! - [`ids`]: ids as types.
@@ -20,9 +22,11 @@
 pub mod authority;
 pub mod certs;
 pub mod cipher;
+pub mod digest;
 pub mod envelope;
 pub mod eve;
 pub mod ids;
+pub mod image;
 pub mod keys;
 pub mod link;
 pub mod logs;

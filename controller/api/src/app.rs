@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
+use protocol::image::ImageReference;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::image::ImageReference;
 use crate::meta::{Condition, is_dns_label};
 use crate::object::object;
 use crate::problem::FieldError;

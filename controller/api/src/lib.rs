@@ -13,7 +13,6 @@
 mod app;
 mod datastore;
 mod device;
-mod image;
 mod meta;
 mod object;
 pub mod openapi;
@@ -30,10 +29,10 @@ pub use device::{
     DeviceSpec, DeviceStatus, Hardware, Interface, MemoryStatus, ProcessMemory, ReportedError,
     Verdict, VerdictOutcome,
 };
-pub use image::{ImageReference, ReferenceError, Sha256Digest};
 pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label};
 pub use object::{Invalid, List, Object, WatchEvent, WatchEventType};
 pub use problem::{FieldError, Problem};
+pub use protocol::image::ImageReference;
 pub use session::{ImageBundle, LogEntry, TokenRequest, TokenResponse};
 
 /// The `apiVersion` of every object here.

@@ -21,6 +21,7 @@ use protocol::eve::config::{
     UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
     VolumeRef, ZNetworkInstType,
 };
+use protocol::image::ImageReference;
 use protocol::keys::sha256;
 use uuid::Uuid;
 
@@ -157,19 +158,17 @@ fn content_tree(id: Uuid, datastore: Uuid, app: &App) -> ContentTree {
         },
     };
     let reference = &app.spec.image.reference;
+    let image = reference.parse::<ImageReference>().ok();
     ContentTree {
         uuid: id.to_string(),
         ds_id: datastore.to_string(),
         ds_ids_list: vec![datastore.to_string()],
         url: reference.clone(),
         iformat: format.into(),
-        sha256: reference
-            .rsplit_once(':')
-            .map_or_else(String::new, |(_, hex)| hex.to_owned()),
-        display_name: reference
-            .split_once('@')
-            .map_or(reference.as_str(), |(repository, _)| repository)
-            .to_owned(),
+        sha256: image
+            .as_ref()
+            .map_or_else(String::new, |image| image.digest.hex()),
+        display_name: image.map_or_else(|| reference.clone(), |image| image.repository.to_string()),
         ..ContentTree::default()
     }
 }

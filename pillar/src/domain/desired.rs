@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use protocol::digest::Digest;
+use protocol::image::Repository;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
@@ -44,9 +46,9 @@ pub struct Content {
     /// Where it comes from.
     pub datastore: DatastoreId,
     /// Repository in the registry, without tag or digest.
-    pub repository: String,
-    /// Digest of the image's manifest, `sha256:` and 64 hexadecimal digits.
-    pub digest: String,
+    pub repository: Repository,
+    /// Digest of the image's manifest.
+    pub digest: Digest,
     /// What it holds.
     pub kind: ContentKind,
 }

@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::content::digest::Digest;
 use crate::domain::desired::{Desired, NetworkInstance};
 use crate::domain::ids::{AppId, NetworkId, VolumeId};
 use crate::durable;

@@ -377,7 +377,7 @@ impl Snapshot {
             .desired
             .contents
             .get(&id)
-            .map_or("", |content| content.digest.as_str());
+            .map_or_else(String::new, |content| content.digest.hex());
         let (state, progress) = match status.phase {
             ContentPhase::Waiting => (ZSwState::Initial, 0),
             ContentPhase::Downloading { done, total } => {
@@ -388,7 +388,7 @@ impl Snapshot {
         ZInfoContentTree {
             uuid: id.to_string(),
             display_name: status.name.clone(),
-            sha256: digest.strip_prefix("sha256:").unwrap_or(digest).to_owned(),
+            sha256: digest,
             state: state.into(),
             progress_percentage: progress,
             err: status.trouble.as_ref().map(error_of),

@@ -18,9 +18,9 @@ use pillar::domain::desired::{
 };
 use pillar::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 use pillar::domain::observed::Observed;
-use pillar::reconcile::content::digest::Digest;
 use pillar::reconcile::program::ProgramError;
 use pillar::reconcile::units::{UnitSpec, UnitState, Units};
+use protocol::digest::Digest;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -144,8 +144,8 @@ pub fn content(image: &Image, kind: ContentKind, repository: &str) -> Content {
     Content {
         name: repository.to_owned(),
         datastore: DATASTORE,
-        repository: repository.to_owned(),
-        digest: image.manifest.digest.to_string(),
+        repository: repository.parse().unwrap(),
+        digest: image.manifest.digest,
         kind,
     }
 }

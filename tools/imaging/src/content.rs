@@ -148,8 +148,10 @@ fn copy_content(
                 return Ok(());
             }
             let reason = format!(
-                "its SHA-256 is {sha256} over {size} bytes, not {} over {}",
-                digest.sha256, digest.size
+                "its SHA-256 is {} over {size} bytes, not {} over {}",
+                sha256.hex(),
+                digest.sha256.hex(),
+                digest.size
             );
             Err(WriteError::Content(Error::WrongPart {
                 path: path.clone(),

@@ -159,7 +159,7 @@ pub fn esp_contents(parts: &Parts, payload: &Path) -> Result<Vec<Content>, Error
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Sha256;
+    use crate::digest::Digest;
 
     const GIB: u64 = 1 << 30;
 
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn disks_of_every_kind_get_the_partitions_of_the_contract() {
-        let hash = RootHash::new(Sha256::of(b"root"));
+        let hash = RootHash::new(Digest::of(b"root"));
         for (size, sector) in [
             (8 * GIB, SectorSize::B512),
             (8 * GIB + 512, SectorSize::B512),
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_small_disk_is_refused() {
-        let hash = RootHash::new(Sha256::of(b"root"));
+        let hash = RootHash::new(Digest::of(b"root"));
         let error = plan(3 * GIB, SectorSize::B512, hash, &mut ids()).unwrap_err();
         assert!(matches!(error, Error::DiskTooSmall { .. }), "{error}");
     }

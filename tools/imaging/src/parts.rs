@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::Error;
-use crate::digest::{Sha256, copy_hashed};
+use crate::digest::{Digest, DigestError, copy_hashed};
 
 /// Name of the description in a directory of parts.
 pub const PARTS_FILE: &str = "parts.json";
@@ -70,7 +70,8 @@ pub struct FileDigest {
     /// Size in bytes.
     pub size: u64,
     /// Digest of the whole file.
-    pub sha256: Sha256,
+    #[serde(with = "crate::digest::bare")]
+    pub sha256: Digest,
 }
 
 /// Which image it is.
@@ -151,16 +152,16 @@ impl fmt::Display for Version {
 /// Root of the dm-verity hash tree over the root file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RootHash(Sha256);
+pub struct RootHash(#[serde(with = "crate::digest::bare")] Digest);
 
 impl RootHash {
     /// Wraps the digest.
-    pub const fn new(digest: Sha256) -> Self {
+    pub const fn new(digest: Digest) -> Self {
         Self(digest)
     }
 
     /// The digest.
-    pub const fn digest(&self) -> &Sha256 {
+    pub const fn digest(&self) -> &Digest {
         &self.0
     }
 
@@ -168,7 +169,7 @@ impl RootHash {
     /// a GUID digit by digit (UAPI Group, Discoverable Partitions Specification, "usr and root verity").
     pub fn partition_id(&self) -> Uuid {
         let mut bytes = [0; 16];
-        for (to, from) in bytes.iter_mut().zip(self.0.as_bytes()) {
+        for (to, from) in bytes.iter_mut().zip(self.0.bytes()) {
             *to = *from;
         }
         Uuid::from_bytes(bytes)
@@ -176,16 +177,16 @@ impl RootHash {
 }
 
 impl FromStr for RootHash {
-    type Err = crate::digest::NotADigest;
+    type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        Digest::from_hex(text).map(Self)
     }
 }
 
 impl fmt::Display for RootHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(&self.0.hex())
     }
 }
 
@@ -321,7 +322,11 @@ impl Parts {
                 progress(done, total);
             })?;
             if found != wanted {
-                let reason = format!("its SHA-256 is {}, not {}", found.sha256, wanted.sha256);
+                let reason = format!(
+                    "its SHA-256 is {}, not {}",
+                    found.sha256.hex(),
+                    wanted.sha256.hex()
+                );
                 return Err(Error::WrongPart { path, reason });
             }
         }
@@ -350,7 +355,7 @@ mod tests {
         for (i, name) in PartName::ALL.into_iter().enumerate() {
             std::fs::write(dir.join(name.file_name()), vec![i as u8 + 1; 9000 + i]).unwrap();
         }
-        let hash = RootHash::new(Sha256::of(b"root"));
+        let hash = RootHash::new(Digest::of(b"root"));
         Parts::measure(
             dir,
             "1.2.3-rc1".parse().unwrap(),

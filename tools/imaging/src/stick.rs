@@ -98,7 +98,7 @@ fn content_id(parts: &Parts, bundle: &Bundle) -> Uuid {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);
     }
-    Uuid::new_v5(&NAMESPACE, hasher.finish().0.as_bytes())
+    Uuid::new_v5(&NAMESPACE, hasher.finish().bytes())
 }
 
 fn stick_table(volume_size: u64, id: Uuid) -> Table {
@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::bundle::tests::sample as bundle;
-    use crate::digest::Sha256;
+    use crate::digest::Digest;
     use crate::parts::{RootHash, Variant};
     use crate::window::Window;
 
@@ -183,7 +183,7 @@ mod tests {
         for (i, name) in PartName::ALL.into_iter().enumerate() {
             std::fs::write(dir.join(name.file_name()), vec![i as u8 + 1; 2_000_000 + i]).unwrap();
         }
-        let hash = RootHash::new(Sha256::of(b"root"));
+        let hash = RootHash::new(Digest::of(b"root"));
         let parts = Parts::measure(
             dir,
             "0.1.0".parse().unwrap(),
@@ -239,7 +239,7 @@ mod tests {
         );
         for name in PartName::PAYLOAD {
             assert_eq!(
-                Sha256::of(&read(&format!("skerry/payload/{name}"))),
+                Digest::of(&read(&format!("skerry/payload/{name}"))),
                 parts.file(name).unwrap().sha256
             );
         }

@@ -12,7 +12,7 @@
 use std::io::{self, Write};
 
 use imaging::content::{Content, write_volume};
-use imaging::digest::{Hasher, Sha256};
+use imaging::digest::{Digest, Hasher};
 use imaging::disk::{self, CONFIG, ESP, PERSIST, ROOT_A, ROOT_B};
 use imaging::gpt::{self, Table};
 
@@ -42,7 +42,7 @@ struct Written {
     what: &'static str,
     offset: u64,
     len: u64,
-    sha256: Sha256,
+    sha256: Digest,
 }
 
 /// Writes everything, reads it back, and makes the disk bootable last.
@@ -218,7 +218,7 @@ fn read_back(
             done += len as u64;
             meter.add(len as u64);
         }
-        if hasher.finish().0 != piece.sha256 {
+        if hasher.finish() != piece.sha256 {
             return Err(Error::ReadBack {
                 device: name,
                 what: piece.what.to_owned(),
@@ -235,6 +235,7 @@ struct Stream<'a> {
     target: &'a mut dyn Target,
     offset: u64,
     left: u64,
+    written: u64,
     chunk: Vec<u8>,
     hasher: Hasher,
 }
@@ -245,6 +246,7 @@ impl<'a> Stream<'a> {
             target,
             offset,
             left: len,
+            written: 0,
             chunk: Vec::with_capacity(CHUNK),
             hasher: Hasher::new(),
         }
@@ -259,19 +261,20 @@ impl<'a> Stream<'a> {
         self.hasher.update(&self.chunk);
         self.offset += len;
         self.left -= len;
+        self.written += len;
         self.chunk.clear();
         Ok(())
     }
 
     /// Writes the rest, filled with zeros to a whole sector; digest and length of everything written.
-    fn finish(mut self) -> io::Result<(Sha256, u64)> {
+    fn finish(mut self) -> io::Result<(Digest, u64)> {
         let sector = self.target.sector().bytes() as usize;
         self.chunk
             .resize(self.chunk.len().next_multiple_of(sector), 0);
         if !self.chunk.is_empty() {
             self.write_chunk()?;
         }
-        Ok(self.hasher.finish())
+        Ok((self.hasher.finish(), self.written))
     }
 }
 

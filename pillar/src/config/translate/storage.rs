@@ -1,8 +1,10 @@
 //! Datastores, content trees, volumes.
 
+use protocol::digest::{Digest, DigestError};
 use protocol::eve::config::{
     ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType,
 };
+use protocol::image::{Repository, RepositoryError};
 
 use super::{Object, Work, uuid};
 use crate::domain::desired::{Content, ContentKind, Datastore, Volume as DesiredVolume};
@@ -75,11 +77,11 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
         return Err(work.why_missing("datastore", Object::Datastore(datastore), datastore.0));
     }
     let (name, digest) = match config.url.split_once('@') {
-        Some((name, digest)) => (name, digest.to_owned()),
+        Some((name, digest)) => (name, digest.parse()),
         // EVE gives the manifest's digest beside a reference with a tag.
         None if !config.sha256.is_empty() => (
             config.url.as_str(),
-            format!("sha256:{}", config.sha256.to_lowercase()),
+            Digest::from_hex(&config.sha256.to_lowercase()),
         ),
         None => {
             return Err(format!(
@@ -88,16 +90,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
             ));
         }
     };
-    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() != 64
-        || !hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    {
-        return Err(format!(
-            "{digest:?} is not a digest; expected sha256: and 64 hexadecimal digits"
-        ));
-    }
+    let digest = digest.map_err(|error: DigestError| error.to_string())?;
     Ok(Content {
         name: config.display_name.clone(),
         datastore,
@@ -108,7 +101,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
 }
 
 /// The repository, without a tag, below the datastore's path if it has one.
-fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<String, String> {
+fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<Repository, String> {
     let base = work
         .config
         .datastores
@@ -125,20 +118,9 @@ fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<String, String
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("/");
-    // OCI Distribution Specification 1.1, "Pulling manifests": what a repository name may look like.
-    let good = !joined.is_empty()
-        && joined.len() <= 255
-        && joined.split('/').all(|part| {
-            part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                && part
-                    .chars()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
-        });
-    if good {
-        Ok(joined)
-    } else {
-        Err(format!("{name:?} is not the name of a repository"))
-    }
+    joined
+        .parse()
+        .map_err(|error: RepositoryError| error.to_string())
 }
 
 pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, String> {

@@ -8,7 +8,8 @@
 
 use std::path::PathBuf;
 
-use super::digest::{Digest, DigestError};
+use protocol::digest::Digest;
+
 use super::manifest::{self, Descriptor, Document, ImageConfig, Layer, ManifestError};
 use super::registry::{Registry, RegistryError};
 use super::rootfs::{self, Notes, RootfsError};
@@ -46,9 +47,6 @@ pub enum Image {
 /// A content tree that could not be brought here.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// The digest that the controller gave is none.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
     /// A manifest or config cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -141,7 +139,7 @@ pub fn plan(facts: &Facts) -> Step {
 /// Looks at what is here of a content tree.
 pub fn look(store: &Store, content: &Content) -> Result<Facts, ContentError> {
     let mut facts = Facts {
-        manifest: content.digest.parse()?,
+        manifest: content.digest,
         index: None,
         document: None,
         config: None,
@@ -191,7 +189,7 @@ pub fn references(store: &Store, content: &Content) -> (Vec<Digest>, Option<Dige
             (all, Some(facts.manifest))
         }
         // What cannot be read refers to nothing; its own manifest stays, so that it is not fetched in circles.
-        Err(_) => (content.digest.parse().into_iter().collect(), None),
+        Err(_) => (vec![content.digest], None),
     }
 }
 

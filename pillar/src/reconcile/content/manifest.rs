@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use protocol::digest::{Digest, DigestError};
 use serde::Deserialize;
 
-use super::digest::{Digest, DigestError};
 use crate::domain::desired::ContentKind;
 
 /// Largest manifest, index or config that is read (4 MiB: what registries accept, too).
@@ -510,7 +510,7 @@ mod tests {
             json!("application/vnd.evil"),
             "not a container image",
         );
-        change("/layers/0/digest", json!("md5:00"), "no digest");
+        change("/layers/0/digest", json!("md5:00"), "not a digest");
         change("/layers/0/size", json!(u64::MAX), "at most");
         change("/layers/0/size", json!(-1), "JSON");
         change("/config/size", json!(DOCUMENT_LIMIT + 1), "at most");

@@ -13,7 +13,6 @@
 //! A job that panics has failed like any other.
 
 pub mod archive;
-pub mod digest;
 pub mod image;
 pub mod manifest;
 pub mod registry;
@@ -278,6 +277,8 @@ pub(super) async fn sleep_until(at: Option<Instant>) {
 mod tests {
     use uuid::Uuid;
 
+    use protocol::digest::Digest;
+
     use super::*;
     use crate::domain::desired::ContentKind;
     use crate::domain::ids::DatastoreId;
@@ -292,8 +293,8 @@ mod tests {
                 content: Content {
                     name: "hello".into(),
                     datastore: DatastoreId(Uuid::nil()),
-                    repository: String::new(),
-                    digest: String::new(),
+                    repository: "hello".parse().unwrap(),
+                    digest: Digest::of(b"manifest"),
                     kind: ContentKind::Container,
                 },
                 datastore: None,

@@ -8,6 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use protocol::digest::Digest;
+use protocol::image::Repository;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use rustls_pki_types::CertificateDer;
@@ -15,7 +17,6 @@ use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::digest::Digest;
 use super::manifest::{DOCUMENT_LIMIT, accepted_types};
 use crate::domain::desired::Datastore;
 
@@ -151,7 +152,7 @@ impl Registry {
     /// A manifest's bytes, whole, checked against its digest.
     pub async fn manifest(
         &self,
-        repository: &str,
+        repository: &Repository,
         digest: &Digest,
     ) -> Result<Vec<u8>, RegistryError> {
         let url = self.url(repository, "manifests", digest)?;
@@ -183,7 +184,7 @@ impl Registry {
     /// A blob's bytes from `from` on; the registry may choose to send it from the beginning.
     pub async fn blob(
         &self,
-        repository: &str,
+        repository: &Repository,
         digest: &Digest,
         from: u64,
     ) -> Result<BlobStream, RegistryError> {
@@ -217,13 +218,12 @@ impl Registry {
         })
     }
 
-    fn url(&self, repository: &str, what: &str, digest: &Digest) -> Result<Url, RegistryError> {
-        if !is_repository(repository) {
-            return Err(RegistryError::Settings {
-                registry: self.base.authority().to_owned(),
-                reason: format!("{repository:?} is no repository name"),
-            });
-        }
+    fn url(
+        &self,
+        repository: &Repository,
+        what: &str,
+        digest: &Digest,
+    ) -> Result<Url, RegistryError> {
         self.base
             .join(&format!("{repository}/{what}/{digest}"))
             .map_err(|error| RegistryError::Settings {
@@ -234,7 +234,7 @@ impl Registry {
 
     async fn get(
         &self,
-        repository: &str,
+        repository: &Repository,
         url: &Url,
         from: Option<u64>,
     ) -> Result<Response, RegistryError> {
@@ -289,7 +289,7 @@ impl Registry {
     async fn answer(
         &self,
         challenge: Option<Challenge>,
-        repository: &str,
+        repository: &Repository,
         url: &Url,
     ) -> Result<String, RegistryError> {
         let basic = self.login.as_ref().map(|(user, password)| {
@@ -450,21 +450,6 @@ pub fn range_start(header: &str) -> Option<u64> {
         .ok()
 }
 
-/// Whether a text is a repository name (OCI Distribution Specification, Pulling manifests), which also makes it harmless
-/// in a URL.
-#[must_use]
-pub fn is_repository(name: &str) -> bool {
-    let part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && part.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && part.chars().all(|c| {
-                c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-')
-            })
-            && !part.contains("..")
-    };
-    name.len() <= 255 && name.split('/').all(part)
-}
-
 fn transport(url: &Url, error: &reqwest::Error) -> RegistryError {
     RegistryError::Transport {
         url: url.to_string(),
@@ -556,25 +541,6 @@ mod tests {
         assert_eq!(range_start("bytes 5-9/10"), Some(5));
         assert_eq!(range_start("bytes */10"), None);
         assert_eq!(range_start("lines 5-9/10"), None);
-    }
-
-    #[test]
-    fn repository_names_are_checked() {
-        for good in [
-            "hello",
-            "a/b/c",
-            "library/debian-12",
-            "a__b",
-            "a--b",
-            "x.y/z",
-        ] {
-            assert!(is_repository(good), "{good}");
-        }
-        for bad in [
-            "", "/", "a/", "/a", "a//b", "A", "a/../b", "a?x", "a#x", "a b", "a/..", "-a", "a%2f",
-        ] {
-            assert!(!is_repository(bad), "{bad}");
-        }
     }
 
     #[test]

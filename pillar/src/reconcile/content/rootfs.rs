@@ -13,9 +13,9 @@ use std::io::BufReader;
 use std::path::Path;
 use std::time::Duration;
 
+use protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::digest::Digest;
 use super::manifest::{ImageConfig, Layer};
 use super::store::{Store, free_bytes};
 use super::unpack::{self, Limits, UnpackError};

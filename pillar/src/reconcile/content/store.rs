@@ -20,9 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use protocol::digest::{Digest, Hasher};
+use protocol::image::Repository;
 use tokio::sync::mpsc;
 
-use super::digest::{Digest, Hasher};
 use super::manifest::{DOCUMENT_LIMIT, Descriptor};
 use super::registry::{Registry, RegistryError};
 use crate::paths::Paths;
@@ -215,7 +216,7 @@ impl Store {
     pub async fn fetch(
         &self,
         registry: &Registry,
-        repository: &str,
+        repository: &Repository,
         blob: &Descriptor,
         progress: &Progress,
     ) -> Result<(), StoreError> {
@@ -245,7 +246,7 @@ impl Store {
     async fn fetch_alone(
         &self,
         registry: &Registry,
-        repository: &str,
+        repository: &Repository,
         blob: &Descriptor,
         progress: &Progress,
         alone: &Arc<tokio::sync::OwnedMutexGuard<()>>,
@@ -347,7 +348,7 @@ impl Store {
                 let name = entry.file_name();
                 let stem = name.to_str().and_then(|name| name.split('.').next());
                 if stem
-                    .and_then(Digest::from_hex)
+                    .and_then(|name| Digest::from_hex(name).ok())
                     .is_some_and(|digest| keep.contains(&digest))
                 {
                     continue;
@@ -392,7 +393,7 @@ fn write_part(
         .map_err(fail("opening", path))?;
     file.set_len(from)
         .map_err(fail("setting the length of", path))?;
-    let mut hasher = Hasher::default();
+    let mut hasher = Hasher::new();
     hash_whole(&mut file, &mut hasher).map_err(fail("reading", path))?;
     let mut done = from;
     while let Some(piece) = pieces.blocking_recv() {

@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use guest_api::{ContainerSpec, Interface};
+use protocol::digest::Digest;
 use serde::Serialize;
 
 use super::super::content::Contents;
-use super::super::content::digest::Digest;
 use super::super::content::image::Image;
 use super::super::content::manifest::ImageConfig;
 use super::super::content::rootfs::Notes;

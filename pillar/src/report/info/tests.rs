@@ -24,8 +24,8 @@ fn snapshot(phase: AppPhase, trouble: Option<Trouble>) -> Snapshot {
             Content {
                 name: "image".into(),
                 datastore: DatastoreId(Uuid::nil()),
-                repository: "hello".into(),
-                digest: format!("sha256:{}", "ab".repeat(32)),
+                repository: "hello".parse().unwrap(),
+                digest: protocol::digest::Digest::from_hex(&"ab".repeat(32)).unwrap(),
                 kind: ContentKind::Container,
             },
         )]),

@@ -8,6 +8,7 @@ use pillar::domain::desired::ContentKind;
 use pillar::reconcile::content::manifest::{self, Document, Packing};
 use pillar::reconcile::content::unpack::{Limits, unpack};
 use pillar::reconcile::content::{registry, rootfs};
+use protocol::image::Repository;
 use serde_json::json;
 
 use crate::feed::{join, survives, texts};
@@ -194,7 +195,7 @@ pub(super) fn registry_headers(data: &[u8]) {
             Some(start)
         );
     }
-    if registry::is_repository(text) {
+    if text.parse::<Repository>().is_ok() {
         assert!(!text.contains("..") && !text.starts_with('/') && !text.contains("//"));
         assert!(!text.contains(['?', '#', '%', '@', ':', '\\']) && text.is_ascii());
     }

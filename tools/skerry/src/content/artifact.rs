@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use imaging::digest::Digest;
 use serde_json::{Value, json};
 
-use super::{Blob, Manifest, Plan, Source, digest_of, digest_of_file};
+use super::{Blob, Manifest, Plan, Source, digest_of_file};
 use crate::failure::Failure;
 
 /// What a layer is for: `disk-root`, `kernel`, `initrd`.
@@ -89,7 +90,7 @@ pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
     })
     .to_string()
     .into_bytes();
-    let config_digest = digest_of(&config);
+    let config_digest = Digest::of(&config);
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -103,7 +104,7 @@ pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
         source: Source::Bytes(config),
         title: "config".to_owned(),
     });
-    let digest = digest_of(&manifest);
+    let digest = Digest::of(&manifest);
     Ok(Plan {
         blobs,
         manifests: vec![Manifest {
@@ -176,7 +177,7 @@ mod tests {
         let [manifest] = plan.manifests.as_slice() else {
             panic!("one manifest")
         };
-        assert_eq!(manifest.digest, digest_of(&manifest.bytes));
+        assert_eq!(manifest.digest, Digest::of(&manifest.bytes));
         let json: Value = serde_json::from_slice(&manifest.bytes).unwrap();
         assert_eq!(json["mediaType"], MANIFEST);
         let layers: Vec<_> = json["layers"]
@@ -203,11 +204,14 @@ mod tests {
             json["layers"][0]["mediaType"],
             "application/vnd.lfedge.disk.layer.v1+qcow2"
         );
-        assert_eq!(json["layers"][1]["digest"], digest_of(b"kernel"));
+        assert_eq!(
+            json["layers"][1]["digest"],
+            Digest::of(b"kernel").to_string()
+        );
         // The same bytes twice are one blob; the config is a blob, too.
         assert_eq!(plan.blobs.len(), 5);
         let config = plan.blobs.last().unwrap();
-        assert_eq!(json["config"]["digest"], config.digest.as_str());
+        assert_eq!(json["config"]["digest"], config.digest.to_string());
         assert_eq!(json["config"]["size"], config.source.size());
     }
 

@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+use imaging::digest::Digest;
 use serde::Deserialize;
 
-use super::{Blob, Manifest, Plan, Source, digest_of};
+use super::{Blob, Manifest, Plan, Source};
 use crate::failure::Failure;
 
 /// Largest manifest or index, in bytes: what registries accept.
@@ -70,12 +71,13 @@ fn collect(
     depth: usize,
     plan: &mut Plan,
 ) -> Result<(), Failure> {
-    let path = blob_path(dir, &descriptor.digest)?;
+    let digest = read_digest(dir, &descriptor.digest)?;
+    let path = blob_path(dir, &digest);
     // Once is enough: indexes that name each other many times over would take for ever.
     if plan
         .manifests
         .iter()
-        .any(|manifest| manifest.digest == descriptor.digest)
+        .any(|manifest| manifest.digest == digest)
     {
         return Ok(());
     }
@@ -86,7 +88,7 @@ fn collect(
         )));
     }
     let bytes = read(&path)?;
-    if digest_of(&bytes) != descriptor.digest {
+    if Digest::of(&bytes) != digest {
         return Err(Failure::error(format!(
             "{} does not have the digest that it is named by",
             path.display()
@@ -110,7 +112,7 @@ fn collect(
         )));
     }
     plan.manifests.push(Manifest {
-        digest: descriptor.digest.clone(),
+        digest,
         media_type,
         bytes,
     });
@@ -118,10 +120,11 @@ fn collect(
 }
 
 fn add_blob(dir: &Path, blob: &Descriptor, plan: &mut Plan) -> Result<(), Failure> {
-    if plan.blobs.iter().any(|known| known.digest == blob.digest) {
+    let digest = read_digest(dir, &blob.digest)?;
+    if plan.blobs.iter().any(|known| known.digest == digest) {
         return Ok(());
     }
-    let path = blob_path(dir, &blob.digest)?;
+    let path = blob_path(dir, &digest);
     let size = std::fs::metadata(&path)
         .map_err(Failure::io("read", &path))?
         .len();
@@ -134,28 +137,25 @@ fn add_blob(dir: &Path, blob: &Descriptor, plan: &mut Plan) -> Result<(), Failur
     }
     let title = blob.digest.get(..19).unwrap_or(&blob.digest).to_owned();
     plan.blobs.push(Blob {
-        digest: blob.digest.clone(),
+        digest,
         source: Source::File { path, size },
         title,
     });
     Ok(())
 }
 
-/// `blobs/sha256/<hex>`, and nothing outside of it.
-fn blob_path(dir: &Path, digest: &str) -> Result<PathBuf, Failure> {
-    let hex = digest.strip_prefix("sha256:").filter(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    });
-    match hex {
-        Some(hex) => Ok(dir.join("blobs/sha256").join(hex)),
-        None => Err(Failure::error(format!(
-            "the layout in {} names `{digest}`, which is no sha256 digest",
+fn read_digest(dir: &Path, text: &str) -> Result<Digest, Failure> {
+    text.parse().map_err(|_| {
+        Failure::error(format!(
+            "the layout in {} names `{text}`, which is no sha256 digest",
             dir.display()
-        ))),
-    }
+        ))
+    })
+}
+
+/// `blobs/sha256/<hex>`.
+fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
+    dir.join("blobs/sha256").join(digest.hex())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -192,8 +192,8 @@ mod tests {
         }
 
         fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
-            let digest = digest_of(bytes);
-            std::fs::write(blob_path(self.0.path(), &digest).unwrap(), bytes).unwrap();
+            let digest = Digest::of(bytes);
+            std::fs::write(blob_path(self.0.path(), &digest), bytes).unwrap();
             json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
         }
 
@@ -233,7 +233,10 @@ mod tests {
         let [manifest] = plan.manifests.as_slice() else {
             panic!("one manifest")
         };
-        assert_eq!(manifest.digest, image["digest"].as_str().unwrap());
+        assert_eq!(
+            manifest.digest.to_string(),
+            image["digest"].as_str().unwrap()
+        );
         assert_eq!(manifest.media_type, "manifest");
     }
 
@@ -249,7 +252,7 @@ mod tests {
         let digests: Vec<_> = plan
             .manifests
             .iter()
-            .map(|manifest| manifest.digest.as_str())
+            .map(|manifest| manifest.digest.to_string())
             .collect();
         assert_eq!(
             digests,
@@ -293,7 +296,10 @@ mod tests {
         }
         let image = layout.image(b"layer");
         layout.index(std::slice::from_ref(&image));
-        let path = blob_path(layout.0.path(), image["digest"].as_str().unwrap()).unwrap();
+        let path = blob_path(
+            layout.0.path(),
+            &image["digest"].as_str().unwrap().parse().unwrap(),
+        );
         let good = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&good[..], b" "].concat()).unwrap();
         assert!(
@@ -304,11 +310,7 @@ mod tests {
                 .contains("does not have the digest")
         );
         std::fs::write(&path, good).unwrap();
-        std::fs::write(
-            blob_path(layout.0.path(), &digest_of(b"layer")).unwrap(),
-            b"cut",
-        )
-        .unwrap();
+        std::fs::write(blob_path(layout.0.path(), &Digest::of(b"layer")), b"cut").unwrap();
         assert!(
             layout
                 .plan()

@@ -4,12 +4,11 @@ pub mod artifact;
 pub mod layout;
 pub mod registry;
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
+use imaging::digest::{Digest, Hasher};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -26,8 +25,8 @@ pub struct Plan {
 /// One blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// `sha256:` and 64 hexadecimal digits.
-    pub digest: String,
+    /// What it is called by.
+    pub digest: Digest,
     /// Its bytes.
     pub source: Source,
     /// For people: what it is.
@@ -61,30 +60,23 @@ impl Source {
 /// A manifest or an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// `sha256:` and 64 hexadecimal digits.
-    pub digest: String,
+    /// What it is called by.
+    pub digest: Digest,
     /// Its media type.
     pub media_type: String,
     /// Exactly the bytes that the digest is of.
     pub bytes: Vec<u8>,
 }
 
-/// Digest of some bytes as registries write it.
-pub fn digest_of(bytes: &[u8]) -> String {
-    let mut context = Context::new(&SHA256);
-    context.update(bytes);
-    text(context)
-}
-
 /// Digest and size of a file, with progress.
-pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure> {
+pub fn digest_of_file(path: &Path, title: &str) -> Result<(Digest, u64), Failure> {
     let mut file = File::open(path).map_err(Failure::io("read", path))?;
     let meta = file.metadata().map_err(Failure::io("read", path))?;
     if !meta.is_file() {
         return Err(Failure::usage(format!("{} is not a file", path.display())));
     }
     let mut progress = Progress::begin(format!("hashing {title}"), meta.len());
-    let mut context = Context::new(&SHA256);
+    let mut hasher = Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     let mut size = 0;
     loop {
@@ -92,7 +84,7 @@ pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure
         let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
             break;
         };
-        context.update(piece);
+        hasher.update(piece);
         size += count as u64;
         progress.reach(size);
     }
@@ -100,14 +92,5 @@ pub fn digest_of_file(path: &Path, title: &str) -> Result<(String, u64), Failure
         return Err(Failure::usage(format!("{} is empty", path.display())));
     }
     progress.end("done");
-    Ok((text(context), size))
-}
-
-fn text(context: Context) -> String {
-    let mut out = "sha256:".to_owned();
-    for byte in context.finish().as_ref() {
-        // Writing to a string cannot fail.
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
+    Ok((hasher.finish(), size))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use imaging::digest::Digest;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
@@ -115,7 +116,7 @@ fn each_root(pem: &str) -> Result<Vec<Certificate>, Failure> {
 }
 
 /// Pushes everything; gives the digest of the image.
-pub async fn push(target: &Target, access: &Access, plan: &Plan) -> Result<String, Failure> {
+pub async fn push(target: &Target, access: &Access, plan: &Plan) -> Result<Digest, Failure> {
     let Some(image) = plan.manifests.last() else {
         return Err(Failure::error("there is no manifest to push"));
     };
@@ -131,7 +132,7 @@ pub async fn push(target: &Target, access: &Access, plan: &Plan) -> Result<Strin
         let what = format!("push {} to {}", blob.title, target.repository());
         // Not every registry answers HEAD properly; where it does not, the blob is simply sent.
         if client
-            .blob_exists(reference, &blob.digest)
+            .blob_exists(reference, &blob.digest.to_string())
             .await
             .unwrap_or(false)
         {
@@ -158,14 +159,14 @@ pub async fn push(target: &Target, access: &Access, plan: &Plan) -> Result<Strin
         let to = if manifest.digest == image.digest {
             reference.clone()
         } else {
-            reference.clone_with_digest(manifest.digest.clone())
+            reference.clone_with_digest(manifest.digest.to_string())
         };
         client
             .push_manifest_raw(&to, manifest.bytes.clone(), media_type)
             .await
             .map_err(|error| fault(&what, error))?;
     }
-    Ok(image.digest.clone())
+    Ok(image.digest)
 }
 
 /// Sends one blob and shows how far it is.
@@ -183,7 +184,8 @@ async fn upload(
         }
     });
     let mut progress = Progress::begin(format!("pushing {}", blob.title), size);
-    let work = client.push_blob_stream(reference, body, &blob.digest, Some(size));
+    let digest = blob.digest.to_string();
+    let work = client.push_blob_stream(reference, body, &digest, Some(size));
     tokio::pin!(work);
     loop {
         tokio::select! {

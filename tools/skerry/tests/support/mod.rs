@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use imaging::Parts;
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 use imaging::parts::{PartName, RootHash, Variant};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
@@ -80,7 +80,7 @@ pub fn parts(dir: &Path) {
     for name in PartName::ALL {
         std::fs::write(dir.join(name.file_name()), vec![5; 100_000]).unwrap();
     }
-    let hash = RootHash::new(Sha256::of(b"root"));
+    let hash = RootHash::new(Digest::of(b"root"));
     let version = "0.1.0".parse().unwrap();
     let parts = Parts::measure(dir, version, Variant::Production, hash, 8192).unwrap();
     parts.write(dir).unwrap();

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use imaging::digest::{Sha256, copy_hashed};
+use imaging::digest::{Digest, copy_hashed};
 
 use super::command::run;
 use super::lock::{Lock, Package};
@@ -182,9 +182,8 @@ pub fn parse_uris(text: &str) -> Result<Vec<Package>> {
         let Some(((name, version, architecture), digest)) = parsed else {
             bail!("this line of apt-get is not understood: {line}");
         };
-        let sha256 = digest
-            .parse()
-            .with_context(|| format!("in this line of apt-get: {line}"))?;
+        let sha256 =
+            Digest::from_hex(digest).with_context(|| format!("in this line of apt-get: {line}"))?;
         packages.push(Package {
             name,
             version,
@@ -210,12 +209,12 @@ fn parse_file_name(file: &str) -> Option<(String, String, String)> {
 
 /// Brings all packages of several locks into the cache at once, so that all that cannot be had are named together.
 pub fn fetch_locks(store: &Store, locks: &[&str]) -> Result<()> {
-    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256));
+    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256.hex()));
     let mut missing = BTreeMap::new();
     for path in locks {
         for package in Lock::load(Path::new(path))?.packages.into_values() {
             if !place(&package).exists() {
-                missing.insert(package.sha256.to_string(), package);
+                missing.insert(package.sha256.hex().to_string(), package);
             }
         }
     }
@@ -227,7 +226,7 @@ pub fn fetch_locks(store: &Store, locks: &[&str]) -> Result<()> {
 
 /// Brings the packages into the cache and gives their paths, in the order of the lock. Names all that cannot be had.
 pub fn fetch(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
-    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256));
+    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256.hex()));
     let missing: Vec<&Package> = lock
         .packages
         .values()
@@ -284,23 +283,23 @@ fn download(
         .args(["download", "-qq", "-o", "APT::Sandbox::User=root"])
         .args(&specs)
         .current_dir(folder.path()))?;
-    let mut by_digest: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut by_digest: BTreeMap<Digest, PathBuf> = BTreeMap::new();
     let mut bytes = 0;
     for entry in fs::read_dir(folder.path()).context("listing downloaded packages")? {
         let path = entry?.path();
         let (digest, size) = digest_of(&path)?;
         bytes += size;
-        by_digest.insert(digest.to_string(), path);
+        by_digest.insert(digest, path);
     }
     for package in missing {
-        let from = by_digest
-            .get(&package.sha256.to_string())
-            .with_context(|| {
-                format!(
-                    "the archive's {} {} has other bytes than locked ({})",
-                    package.name, package.version, package.sha256
-                )
-            })?;
+        let from = by_digest.get(&package.sha256).with_context(|| {
+            format!(
+                "the archive's {} {} has other bytes than locked ({})",
+                package.name,
+                package.version,
+                package.sha256.hex()
+            )
+        })?;
         fs::rename(from, place(package)).with_context(|| format!("keeping {}", from.display()))?;
     }
     step.detail(&format!("{:.1} MB", bytes as f64 / 1e6));
@@ -308,7 +307,7 @@ fn download(
     Ok(())
 }
 
-fn digest_of(path: &Path) -> Result<(Sha256, u64)> {
+fn digest_of(path: &Path) -> Result<(Digest, u64)> {
     let mut file = fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
     copy_hashed(&mut file, &mut std::io::sink(), &mut |_| ())
         .with_context(|| format!("reading {}", path.display()))
@@ -336,7 +335,7 @@ mod tests {
         assert_eq!(packages[0].name, "libcap2");
         assert_eq!(packages[0].version, "1:2.66-4+deb12u3+b1");
         assert_eq!(packages[0].architecture, "amd64");
-        assert_eq!(packages[0].sha256.to_string(), digest);
+        assert_eq!(packages[0].sha256.hex(), digest);
         for wrong in [
             "'x' a_1_amd64.deb 5 MD5Sum:00",
             "'x' a_1.deb 5 SHA256:00",
@@ -370,7 +369,7 @@ mod tests {
             name: name.to_owned(),
             version: "0.0.1".to_owned(),
             architecture: "amd64".to_owned(),
-            sha256: Sha256::of(name.as_bytes()),
+            sha256: Digest::of(name.as_bytes()),
         };
         refresh_lists(&store).unwrap();
         let there = candidates(&["hostname".to_owned()]).unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 use serde_json::{Value, json};
 
 use super::archive::{self, Versions, parse_list};
@@ -25,13 +25,13 @@ const COMMANDS: &[&str] = &["httpd", "mkdir", "printf", "sh", "sleep"];
 /// A blob's descriptor: what refers to it in another blob or in the index.
 struct Descriptor {
     media_type: &'static str,
-    digest: Sha256,
+    digest: Digest,
     size: usize,
 }
 
 impl Descriptor {
     fn json(&self) -> Value {
-        json!({"mediaType": self.media_type, "digest": format!("sha256:{}", self.digest), "size": self.size})
+        json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size})
     }
 }
 
@@ -44,7 +44,7 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
     let lock = archive::settle(store, &names, Path::new(LOCK), versions)?;
     let mut key = Key::new("demo container 1").file(&folder.join("serve"))?;
     for package in lock.packages.values() {
-        key = key.with("package", package.sha256.as_bytes());
+        key = key.with("package", package.sha256.bytes());
     }
     store.step("demo-container", key, |to| {
         let scratch = store.scratch("container")?;
@@ -112,8 +112,8 @@ fn layout(layer: &[u8], to: &Path) -> Result<()> {
     let blobs = to.join("blobs/sha256");
     fs::create_dir_all(&blobs).with_context(|| format!("making {}", blobs.display()))?;
     let blob = |media_type: &'static str, bytes: &[u8]| -> Result<Descriptor> {
-        let digest = Sha256::of(bytes);
-        write(&blobs.join(digest.to_string()), bytes)?;
+        let digest = Digest::of(bytes);
+        write(&blobs.join(digest.hex()), bytes)?;
         Ok(Descriptor {
             media_type,
             digest,
@@ -134,7 +134,7 @@ fn layout(layer: &[u8], to: &Path) -> Result<()> {
         "architecture": "amd64",
         "os": "linux",
         "config": {"Cmd": ["/bin/serve"], "Env": ["PATH=/bin", "GREETING=hello"], "WorkingDir": "/", "ExposedPorts": {"80/tcp": {}}},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", Sha256::of(layer))]},
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(layer)]},
         "history": [{"created_by": "cargo xtask image"}],
     });
     let config = blob(
@@ -177,7 +177,7 @@ mod tests {
                 .unwrap()
                 .to_owned();
             let bytes = fs::read(dir.path().join("blobs/sha256").join(&digest)).unwrap();
-            assert_eq!(Sha256::of(&bytes).to_string(), digest);
+            assert_eq!(Digest::of(&bytes).hex(), digest);
             assert_eq!(bytes.len() as u64, descriptor["size"].as_u64().unwrap());
             bytes
         };
@@ -191,7 +191,7 @@ mod tests {
             .unwrap();
         assert_eq!(
             config["rootfs"]["diff_ids"][0],
-            format!("sha256:{}", Sha256::of(&plain))
+            Digest::of(&plain).to_string()
         );
         let names: Vec<String> = tar::Archive::new(&plain[..])
             .entries()

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 
 use super::archive::{self, Versions, parse_list};
 use super::command::{run, run_logged};
@@ -39,7 +39,7 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
         .with("packages", names.join(" ").as_bytes())
         .tree(&Path::new(FOLDER).join("overlay"))?;
     for package in lock.packages.values() {
-        key = key.with("package", package.sha256.as_bytes());
+        key = key.with("package", package.sha256.bytes());
     }
     store.step("demo-vm", key, |to| {
         let debs = archive::fetch(store, &lock)?;
@@ -109,7 +109,7 @@ fn install(
     fs::create_dir_all(&repository).with_context(|| format!("making {}", repository.display()))?;
     let mut index = String::new();
     for (package, deb) in lock.packages.values().zip(debs) {
-        let name = format!("{}.deb", package.sha256);
+        let name = format!("{}.deb", package.sha256.hex());
         fs::hard_link(deb, repository.join(&name))
             .with_context(|| format!("linking {}", deb.display()))?;
         let control = run(Command::new("dpkg-deb").arg("-f").arg(deb))?;
@@ -117,7 +117,7 @@ fn install(
         index.push_str(String::from_utf8_lossy(&control).trim_end());
         index.push_str(&format!(
             "\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n",
-            package.sha256
+            package.sha256.hex()
         ));
     }
     write(&repository.join("Packages"), index.as_bytes())?;
@@ -125,7 +125,7 @@ fn install(
     let release = format!(
         "Origin: Debian\nSuite: stable\nCodename: bookworm\nArchitectures: amd64\nDate: Thu, 01 Jan 2026 00:00:00 UTC\n\
          SHA256:\n {} {} Packages\n",
-        Sha256::of(index.as_bytes()),
+        Digest::of(index.as_bytes()).hex(),
         index.len()
     );
     write(&repository.join("Release"), release.as_bytes())?;

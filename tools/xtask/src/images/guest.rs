@@ -29,7 +29,7 @@ pub fn kernel(store: &Store, versions: Versions) -> Result<PathBuf> {
         .get(SOURCE)
         .context("the lock lost the kernel's source")?;
     let key = Key::new("guest kernel 1")
-        .with("source", package.sha256.as_bytes())
+        .with("source", package.sha256.bytes())
         .file(Path::new(CONFIG))?;
     let config = fs::canonicalize(CONFIG).with_context(|| format!("finding {CONFIG}"))?;
     store.step("guest-kernel", key, |to| {

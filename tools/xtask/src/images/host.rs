@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 use imaging::parts::{PartName, Parts, RootHash, Variant, Version};
 
 use super::archive::{self, Versions, parse_list};
@@ -67,7 +67,7 @@ pub fn base(store: &Store, variant: Variant, versions: Versions) -> Result<PathB
         .retain(|name, _| mine.iter().any(|mine| mine.trim_start_matches('@') == name));
     let mut key = Key::new("host base 3").with("variant", section.as_bytes());
     for package in lock.packages.values() {
-        key = key.with("package", package.sha256.as_bytes());
+        key = key.with("package", package.sha256.bytes());
     }
     for name in ["prune", "modules", "modules.initrd", "modules.installer"] {
         key = key.with(name, read(name)?.as_bytes());
@@ -574,6 +574,6 @@ pub fn tell_sizes(parts: &Parts) {
     }
 }
 
-fn short(digest: &Sha256) -> String {
-    digest.to_string().chars().take(16).collect()
+fn short(digest: &Digest) -> String {
+    digest.hex().chars().take(16).collect()
 }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 
 /// One package, exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Package {
     pub name: String,
     pub version: String,
     pub architecture: String,
-    pub sha256: Sha256,
+    pub sha256: Digest,
 }
 
 /// What was asked for (a package, or a meta package) and what that is, exactly.
@@ -50,9 +50,7 @@ impl Lock {
                 name: name.to_owned(),
                 version: version.to_owned(),
                 architecture: architecture.to_owned(),
-                sha256: sha256
-                    .parse()
-                    .with_context(|| format!("line {}", number + 1))?,
+                sha256: Digest::from_hex(sha256).with_context(|| format!("line {}", number + 1))?,
             };
             if packages.insert(wanted.to_owned(), package).is_some() {
                 bail!("line {}: {wanted} stands there twice", number + 1);
@@ -83,7 +81,7 @@ impl Lock {
                 sha256,
             } = package;
             // Writing into a String cannot fail.
-            let _ = write!(text, "{name} {version} {architecture} {sha256}");
+            let _ = write!(text, "{name} {version} {architecture} {}", sha256.hex());
             if wanted != name {
                 let _ = write!(text, " for {wanted}");
             }

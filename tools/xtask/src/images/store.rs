@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use imaging::digest::{Hasher, Sha256};
+use imaging::digest::{Digest, Hasher};
 
 use crate::cache;
 
@@ -61,8 +61,8 @@ impl Key {
         Ok(self)
     }
 
-    fn finish(self) -> Sha256 {
-        self.0.finish().0
+    fn finish(self) -> Digest {
+        self.0.finish()
     }
 }
 
@@ -171,7 +171,7 @@ impl Store {
         key: Key,
         make: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let digest = key.finish().to_string();
+        let digest = key.finish().hex();
         let done = self
             .root
             .join("steps")

@@ -2,7 +2,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use imaging::digest::Sha256;
+use imaging::digest::Digest;
 use imaging::gpt::SectorSize;
 use imaging::parts::RootHash;
 use uuid::Uuid;
@@ -78,7 +78,7 @@ impl Target for FakeDisk {
 }
 
 fn job(seed: u8) -> Job {
-    let root_hash = RootHash::new(Sha256::of(&[seed]));
+    let root_hash = RootHash::new(Digest::of(&[seed]));
     let mut n = u128::from(seed) << 64;
     let table = disk::plan(SIZE, SectorSize::B512, root_hash, &mut || {
         n += 1;
@@ -94,7 +94,7 @@ fn job(seed: u8) -> Job {
 }
 
 /// The parts of the disk that a system which boots needs: offset and digest.
-fn vital(job: &Job, disk: &mut (impl Read + Seek)) -> Vec<Sha256> {
+fn vital(job: &Job, disk: &mut (impl Read + Seek)) -> Vec<Digest> {
     let whole = |number| job.table.extent(number).unwrap();
     let (root, _) = whole(ROOT_A);
     let (esp, _) = whole(ESP);
@@ -105,7 +105,7 @@ fn vital(job: &Job, disk: &mut (impl Read + Seek)) -> Vec<Sha256> {
             let mut bytes = vec![0; len as usize];
             disk.seek(SeekFrom::Start(offset)).unwrap();
             disk.read_exact(&mut bytes).unwrap();
-            Sha256::of(&bytes)
+            Digest::of(&bytes)
         })
         .collect()
 }
@@ -238,7 +238,7 @@ fn an_image_that_is_too_big_for_its_slot_is_refused() {
     let mut job = job(4);
     let digest = imaging::parts::FileDigest {
         size: disk::ROOT_SLOT + 1,
-        sha256: Sha256::of(b""),
+        sha256: Digest::of(b""),
     };
     job.root = Content::file("root.img", "/nonexistent", digest);
     let error = carry_out(&job, &mut FakeDisk::new(), &mut Consoles::none())
