@@ -35,7 +35,7 @@ use crate::context::{Attestation, Contact, Context};
 use crate::domain::desired::Desired;
 use crate::domain::observed::{AppPhase, Observed};
 use crate::paths::Paths;
-use crate::status::Status;
+use crate::status::{Status, Subject, Topic};
 use crate::supervise::{self, Pace};
 use crate::{attest, bless, enrol, follow, link, logs, notify, power, report, tls, uplink};
 
@@ -81,7 +81,7 @@ pub async fn run(
 ) {
     let paths = options.paths.clone();
     let version = paths.version();
-    status.say("start", &format!("starting {version}"));
+    status.say(Subject::Start, &format!("starting {version}"));
     let mut tasks = JoinSet::new();
     tasks.spawn(tell_apps(observed.clone(), status.clone()));
     tasks.spawn(watchdog());
@@ -134,7 +134,7 @@ pub async fn run(
             identity
         }
     };
-    status.clear("identity");
+    status.clear(Topic::Identity);
 
     if options.owns_machine {
         uplink::wait(&uplinks, &status).await;
@@ -204,10 +204,10 @@ async fn read_bundle(paths: &Paths, status: &Status) -> Bundle {
     loop {
         match Bundle::read(paths) {
             Ok(bundle) => {
-                status.clear("bundle");
+                status.clear(Topic::Bundle);
                 return bundle;
             }
-            Err(error) => status.raise("bundle", &error.to_string()),
+            Err(error) => status.raise(Topic::Bundle, &error.to_string()),
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -261,7 +261,7 @@ async fn keep_opening(options: &Options, status: &Status, reason: String) -> Arc
     let mut reason = reason;
     let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
     loop {
-        status.raise("identity", &reason);
+        status.raise(Topic::Identity, &reason);
         tokio::time::sleep(backoff.next_delay()).await;
         match open_identity(options).await {
             Ok(identity) => return identity,
@@ -308,7 +308,7 @@ impl Checkpoint<'_> {
                 put_in_force(in_force, config, desired, self.status, " from checkpoint")
             }
             Ok(None) => {}
-            Err(error) => self.status.raise("config", &error.to_string()),
+            Err(error) => self.status.raise(Topic::Config, &error.to_string()),
         }
     }
 }
@@ -349,7 +349,7 @@ async fn connect(
             });
         match made {
             Ok(conn) => return conn,
-            Err(error) => status.raise("bundle", &error),
+            Err(error) => status.raise(Topic::Bundle, &error),
         }
         tokio::time::sleep(Duration::from_secs(30)).await;
     }
@@ -362,22 +362,21 @@ async fn tell_apps(mut observed: watch::Receiver<Arc<Observed>>, status: Status)
         let now = observed.borrow_and_update().clone();
         for (id, app) in &now.apps {
             status.say(
-                &format!("app.{id}"),
+                Subject::App(*id),
                 &format!("app {} {}", app.name, phase(&app.phase)),
             );
-            let topic = format!("app.{id}.trouble");
             match &app.trouble {
                 Some(trouble) => status.say(
-                    &topic,
+                    Subject::AppTrouble(*id),
                     &format!("trouble: app {}: {}", app.name, trouble.message),
                 ),
-                None => status.forget(&topic),
+                None => status.forget(&Subject::AppTrouble(*id)),
             }
         }
         let present: BTreeSet<_> = now.apps.keys().copied().collect();
         for gone in known.difference(&present) {
-            status.forget(&format!("app.{gone}"));
-            status.forget(&format!("app.{gone}.trouble"));
+            status.forget(&Subject::App(*gone));
+            status.forget(&Subject::AppTrouble(*gone));
         }
         known = present;
         if observed.changed().await.is_err() {

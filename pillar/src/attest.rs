@@ -25,6 +25,7 @@ use protocol::paths;
 
 use crate::conn;
 use crate::context::{Attestation, Context};
+use crate::status::{Subject, Topic};
 
 /// EVE's delay between tries.
 const RETRY: Duration = Duration::from_secs(15);
@@ -97,20 +98,20 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
     loop {
         match attest(&ctx).await {
             Ok(token) => {
-                ctx.status.clear("attestation");
-                ctx.status.say("attestation", "attested");
+                ctx.status.clear(Topic::Attestation);
+                ctx.status.say(Subject::Attestation, "attested");
                 ctx.attestation.send_replace(Attestation::Granted { token });
                 ctx.reattest.notified().await;
                 tracing::info!("the controller wants a new quote");
                 ctx.attestation.send_replace(Attestation::Trying);
-                ctx.status.forget("attestation");
+                ctx.status.forget(&Subject::Attestation);
             }
             Err(error) => {
                 let reason = error.to_string();
                 match &error {
                     // Said once, by whoever finds out first that nobody answers.
                     Error::Connection(error) if error.is_away() => ctx.out_of_contact(error),
-                    _ => ctx.status.raise("attestation", &reason),
+                    _ => ctx.status.raise(Topic::Attestation, &reason),
                 }
                 ctx.attestation.send_replace(Attestation::Failed {
                     reason,

@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::backoff::Backoff;
 use crate::context::{Attestation, Context};
+use crate::status::Topic;
 
 /// Set by systemd-boot if the boot is counted.
 const VARIABLE: &str =
@@ -70,15 +71,17 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
         .await;
         match result {
             Ok(Ok(blessed)) => {
-                ctx.status.clear("boot");
+                ctx.status.clear(Topic::Boot);
                 if blessed {
                     tracing::info!("this boot is marked good");
                 }
                 // Done until the next start.
                 std::future::pending::<()>().await;
             }
-            Ok(Err(error)) => ctx.status.raise("boot", &error.to_string()),
-            Err(error) => ctx.status.raise("boot", &format!("boot counter: {error}")),
+            Ok(Err(error)) => ctx.status.raise(Topic::Boot, &error.to_string()),
+            Err(error) => ctx
+                .status
+                .raise(Topic::Boot, &format!("boot counter: {error}")),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }

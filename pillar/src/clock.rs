@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
-use crate::status::Status;
+use crate::status::{Status, Topic};
 
 /// Differences up to this come from the Date header's resolution and the way of the answer, in seconds.
 const TOLERANCE: u64 = 3;
@@ -52,12 +52,6 @@ const TRUST: Duration = Duration::from_secs(3600);
 
 /// The first second that is no time for anybody here: a Date header and a bundle can name years up to 9999.
 const END: u64 = 253_402_300_800;
-
-/// Topic of the trouble that the controller's time cannot be taken.
-const TROUBLE: &str = "clock";
-
-/// Topic of the trouble that the floor cannot be kept.
-const FLOOR_TROUBLE: &str = "clock.floor";
 
 /// The device's clock. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -165,7 +159,7 @@ impl Clock {
     ) -> Self {
         let lost = |reason: &str| {
             status.raise(
-                FLOOR_TROUBLE,
+                Topic::ClockFloor,
                 &format!(
                     "the last known time was lost: {reason}; until the controller answers, the clock may be behind"
                 ),
@@ -287,16 +281,16 @@ impl Clock {
         }
         match step {
             Step::Refuse(floor) => {
-                self.raise(TROUBLE, &refusal(named, floor, &floors));
+                self.raise(Topic::Clock, &refusal(named, floor, &floors));
                 false
             }
             Step::Leave => {
-                self.clear(TROUBLE);
+                self.clear(Topic::Clock);
                 false
             }
             Step::Set(to) => {
                 if self.set_system(to) {
-                    self.clear(TROUBLE);
+                    self.clear(Topic::Clock);
                 }
                 true
             }
@@ -310,9 +304,9 @@ impl Clock {
         let clock = self.clone();
         tokio::task::spawn_blocking(move || {
             match durable::write(&file, kept.to_string().as_bytes()) {
-                Ok(()) => clock.clear(FLOOR_TROUBLE),
+                Ok(()) => clock.clear(Topic::ClockFloor),
                 Err(error) => clock.raise(
-                    FLOOR_TROUBLE,
+                    Topic::ClockFloor,
                     &format!(
                         "the time cannot be kept: {error}; after a restart without a battery the clock will be behind"
                     ),
@@ -338,7 +332,7 @@ impl Clock {
         }
         let error = std::io::Error::last_os_error();
         self.raise(
-            TROUBLE,
+            Topic::Clock,
             &format!(
                 "the clock cannot be set to {}: {error}; times that this device tells are wrong",
                 date(to)
@@ -347,14 +341,14 @@ impl Clock {
         false
     }
 
-    fn raise(&self, topic: &str, message: &str) {
+    fn raise(&self, topic: Topic, message: &str) {
         match &self.inner.status {
             Some(status) => status.raise(topic, message),
-            None => tracing::warn!(topic, "{message}"),
+            None => tracing::warn!(%topic, "{message}"),
         }
     }
 
-    fn clear(&self, topic: &str) {
+    fn clear(&self, topic: Topic) {
         if let Some(status) = &self.inner.status {
             status.clear(topic);
         }
@@ -548,7 +542,9 @@ mod tests {
         let trouble = || {
             let board = status.troubles();
             let board = board.borrow();
-            board.get(TROUBLE).map(|trouble| trouble.message.clone())
+            board
+                .get(&Topic::Clock)
+                .map(|trouble| trouble.message.clone())
         };
         assert!(!clock.trusted());
         assert_eq!(clock.seconds(), 5_000_000_000);
@@ -596,7 +592,7 @@ mod tests {
             assert!(clock.seconds() < 5_000_000_000, "{text}");
             let troubles = status.troubles();
             let troubles = troubles.borrow();
-            let message = &troubles.get(FLOOR_TROUBLE).unwrap().message;
+            let message = &troubles.get(Topic::ClockFloor).unwrap().message;
             assert!(message.contains("no possible time"), "{message}");
         }
         durable::write(&file, (END - 1).to_string().as_bytes()).unwrap();
@@ -614,6 +610,6 @@ mod tests {
         let (status, _) = Status::to_memory();
         let clock = Clock::start(file, None, false, status.clone());
         assert!(clock.seconds() < 5_000_000_000);
-        assert!(status.troubles().borrow().contains_key(FLOOR_TROUBLE));
+        assert!(status.troubles().borrow().contains_key(&Topic::ClockFloor));
     }
 }

@@ -25,7 +25,7 @@ use crate::config::InForce;
 use crate::conn::{self, Connection};
 use crate::domain::observed::Observed;
 use crate::paths::Paths;
-use crate::status::Status;
+use crate::status::{Status, Topic};
 use crate::uplink::Uplink;
 
 /// How far attestation is.
@@ -122,7 +122,7 @@ impl Context {
             }
             returned
         });
-        self.status.clear("controller");
+        self.status.clear(Topic::Controller);
     }
 
     /// Notes that something did not reach the controller, and has the config loop find out what that means.
@@ -145,7 +145,7 @@ impl Context {
             error => error.to_string(),
         };
         self.status.raise(
-            "controller",
+            Topic::Controller,
             &format!("controller {server} cannot be reached: {reason}"),
         );
     }

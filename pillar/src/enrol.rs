@@ -28,6 +28,7 @@ use crate::conn::{self, Sender};
 use crate::context::Context;
 use crate::durable;
 use crate::paths::Paths;
+use crate::status::{Subject, Topic};
 
 /// EVE's delays between tries of a device that the controller refuses.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
@@ -118,7 +119,7 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
                 }
                 None => {
                     ctx.status
-                        .raise("enrolment", &format!("not enrolled: {error}"));
+                        .raise(Topic::Enrolment, &format!("not enrolled: {error}"));
                     tokio::time::sleep(refused.next_delay()).await;
                 }
             },
@@ -127,9 +128,9 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
 }
 
 async fn settle(ctx: &Context, id: DeviceId) {
-    ctx.status.clear("enrolment");
+    ctx.status.clear(Topic::Enrolment);
     ctx.status.say(
-        "enrolment",
+        Subject::Enrolment,
         &format!("enrolled as {id} at {}", ctx.conn.server().authority()),
     );
     ctx.conn.set_named();
@@ -137,7 +138,7 @@ async fn settle(ctx: &Context, id: DeviceId) {
     let before = ctx.device.send_replace(Some(id));
     if before != Some(id) {
         if let Err(error) = durable::store(id_file(&ctx.paths), id.to_string().into_bytes()).await {
-            ctx.status.raise("disk", &error.to_string());
+            ctx.status.raise(Topic::Disk, &error.to_string());
         }
         if before.is_some() {
             // Another id is another device to the controller: that one's config and token are not ours any more.

@@ -29,6 +29,7 @@ use crate::conn;
 use crate::context::{Attestation, Context};
 use crate::domain::desired::Desired;
 use crate::durable;
+use crate::status::Topic;
 
 /// How long the first question waits for the first quote, so that it need not be refused for want of a token.
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ pub async fn run(
         let mut delay = settings.config_interval.mul_f64(0.3 + 0.7 * fraction());
         match outcome {
             Outcome::Good => {
-                ctx.status.clear("config");
+                ctx.status.clear(Topic::Config);
                 ctx.in_contact();
                 ctx.contact.send_if_modified(|contact| {
                     !std::mem::replace(&mut contact.config_confirmed, true)
@@ -79,7 +80,7 @@ pub async fn run(
             Outcome::Refused(reason) => {
                 ctx.in_contact();
                 ctx.status.raise(
-                    "config",
+                    Topic::Config,
                     &format!("config refused: {reason}; the last good one stays"),
                 );
             }
@@ -99,7 +100,7 @@ pub async fn run(
             }
             Outcome::Unknown(error) => {
                 ctx.status.raise(
-                    "config",
+                    Topic::Config,
                     &format!("the controller gives no config: {error}"),
                 );
                 ctx.reenrol.notify_one();
@@ -196,11 +197,11 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
     // The whole container, so that the signature is there to be checked at the next start.
     if let Err(error) = durable::store(checkpoint::file(&ctx.paths), answer.body.to_vec()).await {
         ctx.status.raise(
-            "disk",
+            Topic::Disk,
             &format!("the config is applied but would not survive a power cut: {error}"),
         );
     } else {
-        ctx.status.clear("disk");
+        ctx.status.clear(Topic::Disk);
     }
     put_in_force(in_force, &ctx.config, desired, &ctx.status, "");
     Outcome::Good

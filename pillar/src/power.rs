@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::reconcile::program::{Program, ProgramError};
-use crate::status::Status;
+use crate::status::{Status, Subject};
 
 /// Input devices come and go, and the button's driver may come after the agent.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ impl Default for Sources {
 /// When the machine could not be told to power off.
 pub async fn run(sources: Sources, status: Status) -> Result<(), ProgramError> {
     pressed(&sources).await;
-    status.say("power", "the power button was pressed; powering off");
+    status.say(Subject::Power, "the power button was pressed; powering off");
     // The machine's own end, and not a kill: apps are units, and get the time that they were promised.
     Program::new("systemctl")
         .args(["poweroff", "--no-block"])

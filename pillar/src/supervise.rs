@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
-use crate::status::Status;
+use crate::status::{Status, Topic};
 
 /// How fast a task is started again.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ pub fn spawn<F, T, E>(
     E: Display + Send + 'static,
 {
     tasks.spawn(async move {
-        let topic = format!("task.{name}");
+        let topic = Topic::Task(name);
         let mut backoff = Backoff::new(pace.floor, pace.ceiling);
         loop {
             // A task of its own, so that a panic in it ends it and not this loop. The set aborts it when this ends.
@@ -55,7 +55,7 @@ pub fn spawn<F, T, E>(
             let ended = match tokio::time::timeout(pace.works_after, inner.join_next()).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    status.clear(&topic);
+                    status.clear(topic);
                     backoff.reset();
                     inner.join_next().await
                 }
@@ -67,7 +67,7 @@ pub fn spawn<F, T, E>(
                 None => "never ran".to_owned(),
             };
             status.raise(
-                &topic,
+                topic,
                 &format!("task {name}: {reason}; it is started again"),
             );
             tokio::time::sleep(backoff.next_delay()).await;
@@ -105,7 +105,7 @@ mod tests {
             }
         });
         board
-            .wait_for(|board| board.contains_key("task.demo"))
+            .wait_for(|board| board.contains_key(&Topic::Task("demo")))
             .await
             .unwrap();
         tokio::time::timeout(

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::status::Status;
+use crate::status::{Status, Subject, Topic};
 
 /// While there is no address, the next look is soon: the boot waits for it.
 const WAITING: Duration = Duration::from_millis(100);
@@ -78,13 +78,13 @@ pub async fn run(
         for uplink in &found {
             if let Some(address) = uplink.addresses.first() {
                 status.say(
-                    &format!("uplink.{}", uplink.name),
+                    Subject::Uplink(uplink.name.clone()),
                     &format!("uplink {} {address}", uplink.name),
                 );
             }
         }
         if up {
-            status.clear("uplink");
+            status.clear(Topic::Uplink);
             let text = resolv_conf(&found);
             if written.as_ref() != Some(&text) {
                 // It need not outlive a restart.
@@ -115,7 +115,7 @@ pub async fn wait(uplinks: &watch::Receiver<Vec<Uplink>>, status: &Status) {
         match tokio::time::timeout(Duration::from_secs(20), uplinks.wait_for(up)).await {
             Ok(_) => return,
             Err(_) => status.raise(
-                "uplink",
+                Topic::Uplink,
                 "no interface has an address; check the cable and that the network has DHCP",
             ),
         }

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use self::settings::Settings;
 use self::translate::{Fault, Object, Secrets, translate};
 use crate::domain::desired::Desired;
+use crate::status::{Subject, Topic};
 
 /// The config that the device goes by.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -202,11 +203,11 @@ pub fn put_in_force(
     from: &str,
 ) {
     match in_force.faults_of_device() {
-        Some(text) => status.raise("config.parts", &text),
-        None => status.clear("config.parts"),
+        Some(text) => status.raise(Topic::ConfigParts, &text),
+        None => status.clear(Topic::ConfigParts),
     }
     status.say(
-        "config",
+        Subject::Config,
         &format!("config applied {}{from}", in_force.short_hash()),
     );
     // The first config is told even if it is empty: until then the reconcilers touch nothing.

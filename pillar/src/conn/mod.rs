@@ -30,7 +30,7 @@ pub use self::error::{Error, chain};
 use crate::bundle::{Bundle, Server};
 use crate::clock::Clock;
 use crate::durable;
-use crate::status::Status;
+use crate::status::{Status, Topic};
 
 /// EVE's `timer.dial.timeout` and `timer.send.timeout` as they are by default; the second one shortened, because every
 /// message here is small.
@@ -203,7 +203,7 @@ impl Connection {
         let raw = certs.raw.clone();
         self.set_certs(certs.clone());
         if changed && let Err(error) = durable::store(self.inner.certs_file.clone(), raw).await {
-            self.inner.status.raise("disk", &error.to_string());
+            self.inner.status.raise(Topic::Disk, &error.to_string());
         }
         Ok(Arc::new(certs))
     }

@@ -36,6 +36,7 @@ use crate::context::Context;
 use crate::domain::ids::AppId as DomainAppId;
 use crate::durable;
 use crate::paths::Paths;
+use crate::status::Topic;
 
 /// How long a window waits for company after its first entry: what an app says is to be seen within two seconds.
 const LINGER: Duration = Duration::from_millis(700);
@@ -45,9 +46,6 @@ const KEEP_CURSOR: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 /// Tries of a bundle that the controller does not want before it is let go; EVE gives it ten over hours.
 const UNWANTED_TRIES: u32 = 3;
-
-/// Topic of the trouble that nobody remembers how far the log was sent.
-const CURSOR_TROUBLE: &str = "logs.cursor";
 
 /// Why reading the journal ended.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +72,12 @@ pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     let device = ctx.device_id().await;
     let cursor = match kept_cursor(&ctx.paths) {
         Ok(cursor) => {
-            ctx.status.clear(CURSOR_TROUBLE);
+            ctx.status.clear(Topic::LogsCursor);
             cursor
         }
         Err(error) => {
             ctx.status.raise(
-                CURSOR_TROUBLE,
+                Topic::LogsCursor,
                 &format!(
                     "how far the log was sent is lost: {error}; what came since the device started is sent again"
                 ),
@@ -166,9 +164,9 @@ async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> R
             let file = cursor_file(&shipper.ctx.paths);
             let status = &shipper.ctx.status;
             match durable::store(file, cursor.into_bytes()).await {
-                Ok(()) => status.clear(CURSOR_TROUBLE),
+                Ok(()) => status.clear(Topic::LogsCursor),
                 Err(error) => status.raise(
-                    CURSOR_TROUBLE,
+                    Topic::LogsCursor,
                     &format!(
                         "how far the log was sent cannot be kept: {error}; after a restart some of it is sent again"
                     ),
@@ -206,7 +204,7 @@ impl Shipper {
                     parts.push(first);
                 }
                 Err(error) => self.ctx.status.raise(
-                    "logs",
+                    Topic::Logs,
                     &format!(
                         "a log entry of {} could not be packed and is lost: {error}",
                         self.name(owner)
@@ -228,14 +226,14 @@ impl Shipper {
             contact.mark_unchanged();
             match self.ctx.conn.post(&path, bytes.clone()).await {
                 Ok(_) => {
-                    self.ctx.status.clear("logs");
+                    self.ctx.status.clear(Topic::Logs);
                     return;
                 }
                 Err(error) if !error.worth_retrying() => {
                     unwanted += 1;
                     if unwanted >= UNWANTED_TRIES {
                         self.ctx.status.raise(
-                            "logs",
+                            Topic::Logs,
                             &format!(
                                 "the controller does not take log entries of {}: {error}; they are lost here and stay in the \
                                  device's journal",

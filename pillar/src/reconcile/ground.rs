@@ -24,14 +24,7 @@ use crate::domain::desired::Desired;
 use crate::domain::ids::AppId;
 use crate::durable;
 use crate::paths::Paths;
-use crate::status::Status;
-
-/// Topic of the trouble that the ledger cannot be kept.
-const TROUBLE: &str = "ledger";
-
-/// Topic of the trouble that the ledger was lost. It stays until the agent's next start: nobody but an operator can tell
-/// whether what hangs on the old addresses was put right.
-const LOST: &str = "ledger.lost";
+use crate::status::{Status, Topic};
 
 /// How long it waits after a failure.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -86,7 +79,7 @@ pub async fn run(
         let wanted = desired.borrow_and_update().clone();
         match base.step(&file, known.clone(), &wanted).await {
             Ok(ledger) => {
-                base.status.clear(TROUBLE);
+                base.status.clear(Topic::Ledger);
                 known = Some(ledger.clone());
                 let ground = Ground {
                     desired: wanted,
@@ -106,7 +99,7 @@ pub async fn run(
             }
             Err(error) => {
                 base.status.raise(
-                    TROUBLE,
+                    Topic::Ledger,
                     &format!(
                         "the ledger of numbers and addresses cannot be kept: {error}; what runs goes on, nothing new starts"
                     ),
@@ -149,7 +142,7 @@ impl Base {
             Found::Whole(ledger) => return Ok(ledger),
             Found::Copy { ledger, reason } => {
                 self.status.raise(
-                    LOST,
+                    Topic::LedgerLost,
                     &format!(
                         "the ledger of numbers and addresses was lost: {reason}; it was made again from its copy in memory, \
                          nothing changed; check the disk"
@@ -179,7 +172,7 @@ impl Base {
             }
         }
         self.status.raise(
-            LOST,
+            Topic::LedgerLost,
             &format!(
                 "the ledger of numbers and addresses was lost: {reason}; a new one was begun after {ended} running apps were \
                  ended; addresses of apps may have changed, and files that native containers wrote may belong to nobody; \
@@ -339,7 +332,9 @@ mod tests {
         fn trouble(&self) -> Option<String> {
             let board = self.base.status.troubles();
             let board = board.borrow();
-            board.get(LOST).map(|trouble| trouble.message.clone())
+            board
+                .get(&Topic::LedgerLost)
+                .map(|trouble| trouble.message.clone())
         }
     }
 

@@ -6,6 +6,7 @@ use crate::domain::desired::{
     App, AppInterface, Content, ContentKind, Desired, Runtime, Volume, VolumeMount,
 };
 use crate::domain::ids::DatastoreId;
+use crate::status::Topic;
 use uuid::Uuid;
 
 const APP: AppId = AppId(Uuid::from_u128(1));
@@ -263,7 +264,7 @@ fn troubles_and_hash_travel_in_the_config_items() {
         at: at(1),
         retry_at: None,
     };
-    snapshot.troubles.insert("config".into(), trouble);
+    snapshot.troubles.insert(Topic::Config, trouble);
     let messages = snapshot.messages("device", &Hardware::default(), at(1000));
     let Some(InfoContent::Dinfo(device)) = &messages[&Key::Device].info_content else {
         panic!()

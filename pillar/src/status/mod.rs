@@ -16,11 +16,15 @@ use tokio::sync::watch;
 
 use crate::domain::observed::Trouble;
 
+mod topic;
+
+pub use topic::{Subject, Topic};
+
 /// Lines longer than this are cut; a screen line is 80 characters, and a reason may take a few of them.
 const MAX_LINE: usize = 480;
 
 /// Troubles of the device as a whole, by topic.
-pub type Troubles = BTreeMap<String, Trouble>;
+pub type Troubles = BTreeMap<Topic, Trouble>;
 
 /// Handle to lines and board. Cheap to clone.
 #[derive(Clone)]
@@ -36,7 +40,7 @@ impl std::fmt::Debug for Status {
 
 struct Inner {
     sinks: Vec<Sink>,
-    said: Mutex<BTreeMap<String, String>>,
+    said: Mutex<BTreeMap<Subject, String>>,
     board: watch::Sender<Troubles>,
 }
 
@@ -79,7 +83,7 @@ impl Status {
     }
 
     /// Says `text` unless it is what was said last under this subject.
-    pub fn say(&self, subject: &str, text: &str) {
+    pub fn say(&self, subject: Subject, text: &str) {
         let text = one_line(text);
         {
             let mut said = self
@@ -87,12 +91,12 @@ impl Status {
                 .said
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            if said.get(subject) == Some(&text) {
+            if said.get(&subject) == Some(&text) {
                 return;
             }
-            said.insert(subject.to_owned(), text.clone());
+            said.insert(subject.clone(), text.clone());
         }
-        tracing::info!(subject, "{text}");
+        tracing::info!(%subject, "{text}");
         let line = format!("skerry: {text}\n");
         for sink in &self.inner.sinks {
             match sink {
@@ -119,7 +123,7 @@ impl Status {
     }
 
     /// Forgets what was said last under a subject, so that the same is said again.
-    pub fn forget(&self, subject: &str) {
+    pub fn forget(&self, subject: &Subject) {
         self.inner
             .said
             .lock()
@@ -128,28 +132,28 @@ impl Status {
     }
 
     /// Puts a trouble on the board; the same words again only move its time.
-    pub fn raise(&self, topic: &str, message: &str) {
-        self.say(&format!("trouble.{topic}"), &format!("trouble: {message}"));
+    pub fn raise(&self, topic: Topic, message: &str) {
+        self.say(Subject::Trouble(topic), &format!("trouble: {message}"));
         self.inner.board.send_if_modified(|board| {
             let changed = board
-                .get(topic)
+                .get(&topic)
                 .is_none_or(|known| known.message != message);
             let trouble = Trouble {
                 message: message.to_owned(),
                 at: SystemTime::now(),
                 retry_at: None,
             };
-            board.insert(topic.to_owned(), trouble);
+            board.insert(topic, trouble);
             changed
         });
     }
 
     /// Takes a trouble off the board.
-    pub fn clear(&self, topic: &str) {
+    pub fn clear(&self, topic: Topic) {
         self.inner
             .board
-            .send_if_modified(|board| board.remove(topic).is_some());
-        self.forget(&format!("trouble.{topic}"));
+            .send_if_modified(|board| board.remove(&topic).is_some());
+        self.forget(&Subject::Trouble(topic));
     }
 
     /// The board.
@@ -191,10 +195,10 @@ mod tests {
     #[test]
     fn a_line_is_said_once_until_it_changes() {
         let (status, lines) = Status::to_memory();
-        status.say("uplink", "uplink eth0 192.0.2.7");
-        status.say("uplink", "uplink eth0 192.0.2.7");
-        status.say("attest", "attested");
-        status.say("uplink", "uplink eth0 192.0.2.8");
+        status.say(Subject::Uplink("eth0".into()), "uplink eth0 192.0.2.7");
+        status.say(Subject::Uplink("eth0".into()), "uplink eth0 192.0.2.7");
+        status.say(Subject::Attestation, "attested");
+        status.say(Subject::Uplink("eth0".into()), "uplink eth0 192.0.2.8");
         let lines = lines.lock().unwrap();
         assert_eq!(
             *lines,
@@ -210,12 +214,15 @@ mod tests {
     fn a_trouble_stays_on_the_board_until_it_is_over_and_is_told_again_when_it_comes_back() {
         let (status, lines) = Status::to_memory();
         let mut board = status.troubles();
-        status.raise("config", "bad signature");
-        status.raise("config", "bad signature");
-        assert_eq!(board.borrow_and_update()["config"].message, "bad signature");
-        status.clear("config");
+        status.raise(Topic::Config, "bad signature");
+        status.raise(Topic::Config, "bad signature");
+        assert_eq!(
+            board.borrow_and_update()[&Topic::Config].message,
+            "bad signature"
+        );
+        status.clear(Topic::Config);
         assert!(board.borrow_and_update().is_empty());
-        status.raise("config", "bad signature");
+        status.raise(Topic::Config, "bad signature");
         assert_eq!(lines.lock().unwrap().len(), 2);
     }
 
@@ -242,8 +249,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
         let status = Status::to_file(&path);
-        status.say("start", "starting 1");
-        status.say("attest", "attested");
+        status.say(Subject::Start, "starting 1");
+        status.say(Subject::Attestation, "attested");
         assert_eq!(
             std::fs::read_to_string(path).unwrap(),
             "skerry: starting 1\nskerry: attested\n"
