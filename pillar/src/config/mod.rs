@@ -25,7 +25,7 @@ use protocol::keys::CertHash;
 use tokio::sync::watch;
 
 use self::settings::Settings;
-use self::translate::{Fault, Object, Secrets, translate};
+use self::translate::{Fault, Object, SecretError, Secrets, translate};
 use crate::domain::desired::Desired;
 use crate::status::{Subject, Topic};
 
@@ -168,20 +168,15 @@ impl Secrets for DeviceSecrets {
         &self,
         contexts: &[CipherContext],
         block: &CipherBlock,
-    ) -> Result<EncryptionBlock, String> {
+    ) -> Result<EncryptionBlock, SecretError> {
         let own = CertHash::of_pem_text(self.identity.ecdh_certificate().pem().as_bytes());
-        let context =
-            cipher::find_context(contexts, block, &own).map_err(|error| error.to_string())?;
-        let certs = self
-            .certs
-            .as_ref()
-            .ok_or("the controller's certificates are not known yet")?;
-        let peer = certs.exchange(&context.controller_cert_hash).ok_or(
-            "it is made with a key exchange certificate that the controller does not show",
-        )?;
-        let key =
-            BlockKey::agree(&*self.identity, &peer.point).map_err(|error| error.to_string())?;
-        cipher::decrypt_secrets(&key, block).map_err(|error| error.to_string())
+        let context = cipher::find_context(contexts, block, &own)?;
+        let certs = self.certs.as_ref().ok_or(SecretError::NoCertificates)?;
+        let peer = certs
+            .exchange(&context.controller_cert_hash)
+            .ok_or(SecretError::UnknownCertificate)?;
+        let key = BlockKey::agree(&*self.identity, &peer.point)?;
+        Ok(cipher::decrypt_secrets(&key, block)?)
     }
 }
 
@@ -189,8 +184,8 @@ impl Secrets for DeviceSecrets {
 pub struct NoSecrets;
 
 impl Secrets for NoSecrets {
-    fn open(&self, _: &[CipherContext], _: &CipherBlock) -> Result<EncryptionBlock, String> {
-        Err("this device's keys are not available".to_owned())
+    fn open(&self, _: &[CipherContext], _: &CipherBlock) -> Result<EncryptionBlock, SecretError> {
+        Err(SecretError::NoKeys)
     }
 }
 

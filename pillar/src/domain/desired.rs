@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 
+/// Disks of an app that have a name of one letter, `vda` to `vdz`.
+pub const MAX_DISKS: usize = 26;
+
 /// Everything that the controller wants of this device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {

@@ -10,14 +10,11 @@ use hypervisor_api::config::{
 };
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
 
-use super::{Object, Work, uuid};
+use super::{Object, Refusal, Work, uuid};
 use crate::domain::desired::{
-    App, AppInterface, ContentKind, PortMap, Protocol, Runtime, VolumeMount,
+    App, AppInterface, ContentKind, MAX_DISKS, PortMap, Protocol, Runtime, VolumeMount,
 };
 use crate::domain::ids::{NetworkId, VolumeId};
-
-/// Disks that have a name of one letter, `vda` to `vdz`.
-const MAX_DISKS: usize = 26;
 
 /// Device ports given away so far, with the app that has them.
 #[derive(Default)]
@@ -29,17 +26,18 @@ impl Ports {
     }
 
     /// Gives an app its ports, all or none.
-    fn claim(&mut self, app: &str, interfaces: &[AppInterface]) -> Result<(), String> {
+    fn claim(&mut self, app: &str, interfaces: &[AppInterface]) -> Result<(), Refusal> {
         let mut own = BTreeSet::new();
         for map in interfaces.iter().flat_map(|plug| &plug.port_maps) {
             let (key, port) = (Self::key(map), map.device_port);
             if let Some(owner) = self.0.get(&key) {
-                return Err(format!(
-                    "port {port} of the device is given to app {owner} already"
-                ));
+                return Err(Refusal::PortTaken {
+                    port,
+                    owner: owner.clone(),
+                });
             }
             if !own.insert(key) {
-                return Err(format!("it wants port {port} of the device twice"));
+                return Err(Refusal::PortTwice(port));
             }
         }
         self.0
@@ -52,43 +50,27 @@ pub(super) fn app(
     work: &Work<'_>,
     config: &AppInstanceConfig,
     ports: &mut Ports,
-) -> Result<App, String> {
-    let vm = config
-        .fixedresources
-        .as_ref()
-        .ok_or("it has no resources")?;
+) -> Result<App, Refusal> {
+    let vm = config.fixedresources.as_ref().ok_or(Refusal::NoResources)?;
     if !config.adapters.is_empty() {
-        return Err("handing devices to apps is not supported".to_owned());
+        return Err(Refusal::Adapters);
     }
     if config.volume_ref_list.is_empty() {
-        let hint = if config.drives.is_empty() {
-            ""
-        } else {
-            "; EVE's old drives are not supported, use volumes"
-        };
-        return Err(format!("it has no volume to start from{hint}"));
+        return Err(Refusal::NoVolume {
+            drives: !config.drives.is_empty(),
+        });
     }
     let memory_mib = vm.memory.div_ceil(1024);
     if memory_mib < MIN_MEMORY_MIB {
-        return Err(format!(
-            "{} KiB of memory are too few; it needs {MIN_MEMORY_MIB} MiB at least",
-            vm.memory
-        ));
+        return Err(Refusal::LittleMemory(vm.memory));
     }
     if memory_mib > MAX_MEMORY_MIB {
-        return Err(format!(
-            "{memory_mib} MiB of memory are too many; up to {MAX_MEMORY_MIB} are possible"
-        ));
+        return Err(Refusal::MuchMemory(memory_mib));
     }
     let vcpus = u8::try_from(vm.vcpus.max(1))
         .ok()
         .filter(|vcpus| *vcpus <= MAX_VCPUS)
-        .ok_or_else(|| {
-            format!(
-                "{} vCPUs are too many; up to {MAX_VCPUS} are possible",
-                vm.vcpus
-            )
-        })?;
+        .ok_or(Refusal::Vcpus(vm.vcpus))?;
 
     let volumes = config
         .volume_ref_list
@@ -103,9 +85,7 @@ pub(super) fn app(
             cmdline: vm.extraargs.clone(),
         },
         (_, true) => {
-            return Err(
-                "a machine image cannot run without a virtual machine (NOHYPER)".to_owned(),
-            );
+            return Err(Refusal::NativeMachine);
         }
     };
     let interfaces = config
@@ -139,38 +119,35 @@ pub(super) fn app(
 }
 
 /// Whether a monitor takes the machine; one that it refuses would be started over and over.
-fn fits(app: &App) -> Result<(), String> {
+fn fits(app: &App) -> Result<(), Refusal> {
     if let Runtime::Machine { cmdline } = &app.runtime
         && (cmdline.len() > MAX_COMMAND_LINE || cmdline.contains('\0'))
     {
-        return Err(format!(
-            "its kernel command line has {} bytes; up to {MAX_COMMAND_LINE} without a zero byte are possible",
-            cmdline.len()
-        ));
+        return Err(Refusal::CommandLine(cmdline.len()));
     }
     let (disks, devices) = (app.disks(), app.devices());
     if disks > MAX_DISKS || devices > MAX_DEVICES {
-        return Err(format!(
-            "{} volumes and {} interfaces are too many: with what every machine has they are {devices} devices, \
-             {disks} of them disks, and there is room for {MAX_DEVICES}, {MAX_DISKS} of them disks",
-            app.volumes.len(),
-            app.interfaces.len()
-        ));
+        return Err(Refusal::Devices {
+            volumes: app.volumes.len(),
+            interfaces: app.interfaces.len(),
+            devices,
+            disks,
+        });
     }
     Ok(())
 }
 
-fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, String> {
-    let volume =
-        VolumeId(uuid(&reference.uuid).map_err(|error| format!("a volume of it: {error}"))?);
+fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, Refusal> {
+    let volume = VolumeId(uuid(&reference.uuid).map_err(Refusal::within("a volume of it"))?);
     let Some(found) = work.out.desired.volumes.get(&volume) else {
         return Err(work.why_missing("volume", Object::Volume(volume), volume.0));
     };
     if found.generation != reference.generation_count {
-        return Err(format!(
-            "it wants generation {} of volume {volume}, and the config has {}",
-            reference.generation_count, found.generation
-        ));
+        return Err(Refusal::Generation {
+            volume,
+            wanted: reference.generation_count,
+            found: found.generation,
+        });
     }
     Ok(VolumeMount {
         volume,
@@ -178,44 +155,42 @@ fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, String> 
     })
 }
 
-fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, String> {
+fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, Refusal> {
     volumes
         .first()
         .and_then(|mount| work.out.desired.volumes.get(&mount.volume))
         .and_then(|volume| work.out.desired.contents.get(&volume.content))
         .map(|content| content.kind)
-        .ok_or_else(|| "its first volume has no content".to_owned())
+        .ok_or(Refusal::NoContent)
 }
 
-fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, String> {
+fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, Refusal> {
     let name = &adapter.name;
+    let here = |refusal| Refusal::within(format!("interface {name}"))(refusal);
     let network = NetworkId(
         uuid(&adapter.network_id)
-            .map_err(|error| format!("network of interface {name}: {error}"))?,
+            .map_err(Refusal::within(format!("network of interface {name}")))?,
     );
     if !work.out.desired.networks.contains_key(&network) {
         return Err(work.why_missing("network instance", Object::Network(network), network.0));
     }
     if adapter.access_vlan_id != 0 {
-        return Err(format!("interface {name}: VLANs are not supported"));
+        return Err(here(Refusal::Vlan));
     }
     let mac = match adapter.mac_address.as_str() {
         "" => None,
-        text => Some(
-            mac(text)
-                .ok_or_else(|| format!("interface {name}: {text:?} is not a hardware address"))?,
-        ),
+        text => Some(mac(text).ok_or_else(|| here(Refusal::Mac(text.to_owned())))?),
     };
     let address = match adapter.addr.as_str() {
         "" => None,
         text => Some(
             text.parse::<Ipv4Addr>()
-                .map_err(|_| format!("interface {name}: {text:?} is not an IPv4 address"))?,
+                .map_err(|_| here(Refusal::InterfaceAddress(text.to_owned())))?,
         ),
     };
     let mut port_maps = Vec::new();
     for rule in &adapter.acls {
-        port_maps.extend(access_rule(rule).map_err(|error| format!("interface {name}: {error}"))?);
+        port_maps.extend(access_rule(rule).map_err(here)?);
     }
     Ok(AppInterface {
         name: name.clone(),
@@ -228,7 +203,7 @@ fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, 
 
 /// A port map, or nothing for a rule that only says again what is the case: everything outbound is open. A rule that
 /// would close something is refused, since an app that is more open than its owner asked for must not start.
-fn access_rule(rule: &Ace) -> Result<Option<PortMap>, String> {
+fn access_rule(rule: &Ace) -> Result<Option<PortMap>, Refusal> {
     let matched = |kind: &str| {
         rule.matches
             .iter()
@@ -248,7 +223,7 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, String> {
         return if all && !closes {
             Ok(None)
         } else {
-            Err("access rules other than port maps and \"everything\" are not supported".to_owned())
+            Err(Refusal::AccessRule)
         };
     };
     if rule.actions.len() != 1
@@ -257,24 +232,17 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, String> {
             .iter()
             .any(|m| !matches!(m.r#type.as_str(), "protocol" | "lport"))
     {
-        return Err(
-            "a port map can have the matches protocol and lport and no further action".to_owned(),
-        );
+        return Err(Refusal::PortMap);
     }
     let protocol = match matched("protocol") {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
         other => {
-            return Err(format!(
-                "a port map for protocol {:?}; expected tcp or udp",
-                other.unwrap_or("none")
-            ));
+            return Err(Refusal::PortProtocol(other.unwrap_or("none").to_owned()));
         }
     };
-    let port = |what: &str, number: Option<u16>| {
-        number
-            .filter(|port| *port != 0)
-            .ok_or_else(|| format!("a port map has no usable {what}"))
+    let port = |what: &'static str, number: Option<u16>| {
+        number.filter(|port| *port != 0).ok_or(Refusal::Port(what))
     };
     Ok(Some(PortMap {
         protocol,
@@ -294,13 +262,9 @@ fn mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 
-fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, String> {
+fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, Refusal> {
     let encoded = match &config.cipher_data {
-        Some(block) => {
-            work.open(block)
-                .map_err(|error| format!("its user data: {error}"))?
-                .protected_user_data
-        }
+        Some(block) => work.open("its user data", block)?.protected_user_data,
         None => config.user_data.clone(),
     };
     if encoded.trim().is_empty() {
@@ -310,14 +274,14 @@ fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<Strin
     let compact: String = encoded.split_ascii_whitespace().collect();
     let bytes = BASE64
         .decode(compact)
-        .map_err(|_| "its user data is not base64".to_owned())?;
+        .map_err(|_| Refusal::UserDataBase64)?;
     String::from_utf8(bytes)
         .map(Some)
-        .map_err(|_| "its user data is not text".to_owned())
+        .map_err(|_| Refusal::UserDataText)
 }
 
 /// `NAME=value` lines; empty ones and comments are passed over.
-fn environment(text: &str) -> Result<Vec<String>, String> {
+fn environment(text: &str) -> Result<Vec<String>, Refusal> {
     text.lines()
         .map(|line| line.trim_end_matches('\r'))
         .enumerate()
@@ -331,10 +295,7 @@ fn environment(text: &str) -> Result<Vec<String>, String> {
                 Ok(line.to_owned())
             }
             // The line itself may be a secret.
-            _ => Err(format!(
-                "line {} of its environment is not NAME=value",
-                index + 1
-            )),
+            _ => Err(Refusal::Environment(index + 1)),
         })
         .collect()
 }

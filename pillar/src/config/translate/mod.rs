@@ -14,6 +14,7 @@
 
 mod app;
 mod network;
+mod refusal;
 mod storage;
 
 use std::collections::BTreeMap;
@@ -25,17 +26,19 @@ use uuid::Uuid;
 use crate::domain::desired::Desired;
 use crate::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 
+pub use refusal::{Refusal, SecretError};
+
 /// Opens the encrypted parts of a config; the device's ECDH key does it, and a test's table.
 pub trait Secrets {
     /// The clear content of a block.
     ///
     /// # Errors
-    /// In words for the operator: no such context, wrong key, damaged.
+    /// [`SecretError`].
     fn open(
         &self,
         contexts: &[CipherContext],
         block: &CipherBlock,
-    ) -> Result<EncryptionBlock, String>;
+    ) -> Result<EncryptionBlock, SecretError>;
 }
 
 /// What came out.
@@ -154,66 +157,58 @@ impl Work<'_> {
     /// Puts one translated object into its map, or its fault on the list.
     fn take<I: Ord + Copy, T>(
         &mut self,
-        id: Result<I, String>,
+        id: Result<I, Refusal>,
         name: &str,
         object: impl FnOnce(I) -> Object,
-        translate: impl FnOnce(&Self) -> Result<T, String>,
+        translate: impl FnOnce(&Self) -> Result<T, Refusal>,
         map: impl FnOnce(&mut Desired) -> &mut BTreeMap<I, T>,
     ) {
-        let mut fault = |object, message| {
-            self.out.faults.push(Fault {
-                object,
-                name: name.to_owned(),
-                message,
-            });
+        let fault = |object, refusal: Refusal| Fault {
+            object,
+            name: name.to_owned(),
+            message: refusal.to_string(),
         };
         let id = match id {
             Ok(id) => id,
-            Err(message) => return fault(Object::Nameless, message),
+            Err(refusal) => return self.out.faults.push(fault(Object::Nameless, refusal)),
         };
         let translated = translate(self);
-        let fault = |message| {
-            self.out.faults.push(Fault {
-                object: object(id),
-                name: name.to_owned(),
-                message,
-            });
-        };
         let map = map(&mut self.out.desired);
-        match translated {
-            Ok(_) if map.contains_key(&id) => {
-                fault("two objects of the config have this id".to_owned())
-            }
+        let refusal = match translated {
+            Ok(_) if map.contains_key(&id) => Refusal::Twice,
             Ok(translated) => {
                 map.insert(id, translated);
+                return;
             }
-            Err(message) => fault(message),
-        }
+            Err(refusal) => refusal,
+        };
+        self.out.faults.push(fault(object(id), refusal));
     }
 
-    fn open(&self, block: &CipherBlock) -> Result<EncryptionBlock, String> {
-        self.secrets.open(&self.config.cipher_contexts, block)
+    fn open(&self, what: &'static str, block: &CipherBlock) -> Result<EncryptionBlock, Refusal> {
+        self.secrets
+            .open(&self.config.cipher_contexts, block)
+            .map_err(|source| Refusal::Secret { what, source })
     }
 
     /// Why `id`, which the config has but [`Desired`] has not, was left out.
-    fn why_missing(&self, what: &str, object: Object, id: Uuid) -> String {
+    fn why_missing(&self, what: &'static str, object: Object, id: Uuid) -> Refusal {
         match self.out.faults.iter().find(|fault| fault.object == object) {
-            Some(fault) => format!("{what} {id} cannot be used: {}", fault.message),
-            None => format!("{what} {id} is not in the config"),
+            Some(fault) => Refusal::LeftOut {
+                what,
+                id,
+                why: fault.message.clone(),
+            },
+            None => Refusal::Missing { what, id },
         }
     }
 }
 
-fn uuid(text: &str) -> Result<Uuid, String> {
-    Uuid::try_parse(text).map_err(|_| {
-        format!(
-            "{:?} is not a UUID",
-            text.chars().take(64).collect::<String>()
-        )
-    })
+fn uuid(text: &str) -> Result<Uuid, Refusal> {
+    Uuid::try_parse(text).map_err(|_| Refusal::Uuid(text.chars().take(64).collect()))
 }
 
-fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, String> {
+fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, Refusal> {
     uuid(id.map_or("", |id| &id.uuid))
 }
 

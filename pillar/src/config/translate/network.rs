@@ -4,26 +4,22 @@ use std::net::Ipv4Addr;
 
 use protocol::eve::config::{NetworkInstanceConfig, ZNetworkInstType};
 
+use super::Refusal;
 use crate::domain::desired::NetworkInstance;
 
-pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance, String> {
+pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance, Refusal> {
     if config.inst_type() != ZNetworkInstType::ZnetInstLocal {
-        return Err(format!(
-            "network instances of kind {} are not supported; only local ones are",
-            config.inst_type().as_str_name()
-        ));
+        return Err(Refusal::NetworkKind(config.inst_type().as_str_name()));
     }
-    let ip = config.ip.as_ref().ok_or("it has no subnet")?;
-    let subnet = Subnet::parse(&ip.subnet).ok_or_else(|| {
-        format!(
-            "{:?} is not a subnet; expected an IPv4 network such as 10.1.0.0/24",
-            ip.subnet
-        )
-    })?;
-    let address = |what: &str, text: &str| {
+    let ip = config.ip.as_ref().ok_or(Refusal::NoSubnet)?;
+    let subnet = Subnet::parse(&ip.subnet).ok_or_else(|| Refusal::Subnet(ip.subnet.clone()))?;
+    let address = |what: &'static str, text: &str| {
         text.trim()
             .parse::<Ipv4Addr>()
-            .map_err(|_| format!("{what} {text:?} is not an IPv4 address"))
+            .map_err(|_| Refusal::Address {
+                what,
+                text: text.to_owned(),
+            })
     };
     let gateway = match ip.gateway.as_str() {
         "" => subnet.host(1),
@@ -46,14 +42,18 @@ pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance
         ("last address", range.1),
     ] {
         if !subnet.has_host(address) {
-            return Err(format!("{what} {address} is not a host of {}", ip.subnet));
+            return Err(Refusal::OtherSubnet {
+                what,
+                address,
+                subnet: ip.subnet.clone(),
+            });
         }
     }
     if range.0 > range.1 {
-        return Err(format!(
-            "first address {} comes after last address {}",
-            range.0, range.1
-        ));
+        return Err(Refusal::Range {
+            first: range.0,
+            last: range.1,
+        });
     }
     let dns = ip
         .dns

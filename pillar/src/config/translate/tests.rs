@@ -1,5 +1,6 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use protocol::cipher::CipherError;
 use protocol::eve::common::{IpRange, Ipspec};
 use protocol::eve::config::{
     Ace, AceAction, AceMatch, Adapter, AppInstanceConfig, ContentTree, DatastoreConfig, DsType,
@@ -19,7 +20,11 @@ const APP: &str = "00000000-0000-4000-8000-000000000005";
 struct Table;
 
 impl Secrets for Table {
-    fn open(&self, _: &[CipherContext], block: &CipherBlock) -> Result<EncryptionBlock, String> {
+    fn open(
+        &self,
+        _: &[CipherContext],
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, SecretError> {
         match block.cipher_context_id.as_str() {
             "good" => Ok(EncryptionBlock {
                 ds_api_key: "user".into(),
@@ -27,7 +32,7 @@ impl Secrets for Table {
                 protected_user_data: BASE64.encode("SECRET=1\n"),
                 ..EncryptionBlock::default()
             }),
-            _ => Err("no such context".into()),
+            other => Err(CipherError::NoContext(other.into()).into()),
         }
     }
 }
@@ -259,7 +264,7 @@ fn secrets_are_opened_where_they_stand() {
     let out = translate(&config, &Table);
     assert_eq!(out.faults.len(), 1);
     assert!(
-        out.faults[0].message.contains("no such context"),
+        out.faults[0].message.contains("not in the configuration"),
         "{:?}",
         out.faults
     );

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pillar::config::settings::Settings;
-use pillar::config::translate::{Secrets, translate};
+use pillar::config::translate::{SecretError, Secrets, translate};
 use pillar::domain::desired::{Desired, Runtime};
 use pillar::reconcile::ledger::{Ledger, Port};
 use pillar::reconcile::network::dnsmasq;
@@ -24,11 +24,16 @@ use crate::protocol::config_seeds;
 struct Open;
 
 impl Secrets for Open {
-    fn open(&self, _: &[CipherContext], block: &CipherBlock) -> Result<EncryptionBlock, String> {
+    fn open(
+        &self,
+        _: &[CipherContext],
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, SecretError> {
         if block.cipher_context_id == "bad" {
-            return Err("no such context".to_owned());
+            return Err(SecretError::NoKeys);
         }
-        EncryptionBlock::decode(block.cipher_data.as_slice()).map_err(|error| error.to_string())
+        EncryptionBlock::decode(block.cipher_data.as_slice())
+            .map_err(|_| SecretError::NoCertificates)
     }
 }
 
