@@ -30,7 +30,7 @@ use crate::bundle::Bundle;
 use crate::clock::Clock;
 use crate::config::translate::Secrets;
 use crate::config::{DeviceSecrets, InForce, NoSecrets, checkpoint, put_in_force};
-use crate::conn::{Connection, Sender};
+use crate::conn::{Connection, Sender, Serials};
 use crate::context::{Attestation, Contact, Context};
 use crate::domain::desired::Desired;
 use crate::domain::observed::{AppPhase, Observed};
@@ -331,10 +331,10 @@ async fn connect(
                     hash: CertHash::of_der(certificate.der()),
                     certificate: None,
                 };
-                let serials = (
-                    registration::serial(machine, certificate),
-                    bundle.soft_serial.clone().unwrap_or_default(),
-                );
+                let serials = Serials {
+                    hardware: registration::serial(machine, certificate),
+                    software: bundle.soft_serial.clone().unwrap_or_default(),
+                };
                 let certs_file = checkpoint::certs_file(&options.paths);
                 Connection::new(
                     bundle,

@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hypervisor_api::config::DiskFormat;
 use pillar::domain::desired::{ContentKind, Desired};
 use pillar::domain::observed::ContentPhase;
 use pillar::paths::Paths;
@@ -332,13 +333,16 @@ async fn a_container_comes_from_a_real_registry_and_goes_when_nobody_wants_it() 
         initrds,
         disk,
         disk_bytes,
-        qcow2,
+        format,
     } = &*device.ready(2).await
     else {
         panic!("no machine")
     };
     assert_eq!(std::fs::read(kernel).unwrap(), b"kernel");
-    assert_eq!((initrds.len(), *disk_bytes, *qcow2), (1, 100_000, false));
+    assert_eq!(
+        (initrds.len(), *disk_bytes, *format),
+        (1, 100_000, DiskFormat::Raw)
+    );
     assert_eq!(std::fs::read(disk).unwrap(), [7; 100_000]);
 
     // After a restart everything is there, without the registry.

@@ -53,10 +53,19 @@ pub struct InForce {
 pub struct Names {
     /// Device.
     pub device: String,
-    /// Project and its id.
-    pub project: (String, String),
-    /// Enterprise and its id.
-    pub enterprise: (String, String),
+    /// Project.
+    pub project: Named,
+    /// Enterprise.
+    pub enterprise: Named,
+}
+
+/// A name for people with the id that it goes with, as the controller wrote them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// The id.
+    pub id: String,
 }
 
 /// Why a config is refused although it came.
@@ -117,8 +126,14 @@ impl InForce {
             settings: Settings::read(config),
             names: Names {
                 device: text(&config.device_name),
-                project: (text(&config.project_name), text(&config.project_id)),
-                enterprise: (text(&config.enterprise_name), text(&config.enterprise_id)),
+                project: Named {
+                    name: text(&config.project_name),
+                    id: text(&config.project_id),
+                },
+                enterprise: Named {
+                    name: text(&config.enterprise_name),
+                    id: text(&config.enterprise_id),
+                },
             },
             certs_marker: config.controllercert_confighash.clone(),
         }

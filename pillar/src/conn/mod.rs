@@ -61,6 +61,15 @@ pub struct Answer {
     date: Option<String>,
 }
 
+/// Serial numbers of the device.
+#[derive(Clone, Debug, Default)]
+pub struct Serials {
+    /// The hardware's.
+    pub hardware: String,
+    /// The software's; empty if the image has none.
+    pub software: String,
+}
+
 /// The connection. Cheap to clone.
 #[derive(Clone)]
 pub struct Connection {
@@ -75,7 +84,7 @@ struct Inner {
     clock: Clock,
     status: Status,
     device: Sender,
-    serials: (String, String),
+    serials: Serials,
     named: std::sync::atomic::AtomicBool,
     certs_file: PathBuf,
     certs: RwLock<Option<Arc<Verified>>>,
@@ -83,8 +92,7 @@ struct Inner {
 }
 
 impl Connection {
-    /// Makes the client; nothing is sent yet. `serials` are the hardware's and the software's serial number, sent
-    /// while the device has no id.
+    /// Makes the client; nothing is sent yet. The serial numbers are sent while the device has no id.
     ///
     /// # Errors
     /// When the HTTP client cannot be made.
@@ -94,7 +102,7 @@ impl Connection {
         clock: Clock,
         status: Status,
         device: Sender,
-        serials: (String, String),
+        serials: Serials,
         certs_file: PathBuf,
     ) -> Result<Self, Error> {
         let http = Client::builder()
@@ -314,10 +322,10 @@ impl Connection {
             .request(method, &url)
             .header("X-Request-Id", Uuid::new_v4().to_string());
         if !self.inner.named.load(std::sync::atomic::Ordering::Relaxed) {
-            let (hard, soft) = &self.inner.serials;
+            let Serials { hardware, software } = &self.inner.serials;
             request = request
-                .header("X-Serial-Number", header_text(hard))
-                .header("X-Soft-Serial", header_text(soft));
+                .header("X-Serial-Number", header_text(hardware))
+                .header("X-Soft-Serial", header_text(software));
         }
         if let Some(headers) = headers {
             request = request.headers(headers);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use hypervisor_api::config::DiskFormat;
 use protocol::digest::Digest;
 use protocol::image::Repository;
 use serde::{Deserialize, Serialize};
@@ -37,8 +38,25 @@ pub struct Datastore {
     pub registry: String,
     /// Further certificate authorities to trust there, PEM.
     pub ca_certificates: Vec<String>,
-    /// User name and password, if the registry asks for them.
-    pub login: Option<(String, String)>,
+    /// Who to be there, if the registry asks.
+    pub login: Option<Login>,
+}
+
+/// Who to be at a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A content tree.
@@ -67,6 +85,17 @@ pub enum ContentKind {
     MachineRaw,
     /// The same with a qcow2 root disk.
     MachineQcow2,
+}
+
+impl ContentKind {
+    /// Format of the volumes that are made from it.
+    #[must_use]
+    pub fn disk_format(self) -> DiskFormat {
+        match self {
+            Self::MachineQcow2 => DiskFormat::Qcow2,
+            Self::Container | Self::MachineRaw => DiskFormat::Raw,
+        }
+    }
 }
 
 /// A volume.

@@ -246,10 +246,10 @@ impl Snapshot {
             state: ZDeviceState::ZdeviceStateOnline.into(),
             attestation_info: Some(attestation(&self.attestation)),
             device_name: names.device.clone(),
-            project_name: names.project.0.clone(),
-            project_id: names.project.1.clone(),
-            enterprise_name: names.enterprise.0.clone(),
-            enterprise_id: names.enterprise.1.clone(),
+            project_name: names.project.name.clone(),
+            project_id: names.project.id.clone(),
+            enterprise_name: names.enterprise.name.clone(),
+            enterprise_id: names.enterprise.id.clone(),
             ..ZInfoDevice::default()
         }
     }

@@ -10,7 +10,7 @@ use hypervisor_api::config::{
 };
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
 
-use super::{Object, Refusal, Work, uuid};
+use super::{Object, ObjectError, Work, uuid};
 use crate::domain::desired::{
     App, AppInterface, ContentKind, MAX_DISKS, PortMap, Protocol, Runtime, VolumeMount,
 };
@@ -26,18 +26,18 @@ impl Ports {
     }
 
     /// Gives an app its ports, all or none.
-    fn claim(&mut self, app: &str, interfaces: &[AppInterface]) -> Result<(), Refusal> {
+    fn claim(&mut self, app: &str, interfaces: &[AppInterface]) -> Result<(), ObjectError> {
         let mut own = BTreeSet::new();
         for map in interfaces.iter().flat_map(|plug| &plug.port_maps) {
             let (key, port) = (Self::key(map), map.device_port);
             if let Some(owner) = self.0.get(&key) {
-                return Err(Refusal::PortTaken {
+                return Err(ObjectError::PortTaken {
                     port,
                     owner: owner.clone(),
                 });
             }
             if !own.insert(key) {
-                return Err(Refusal::PortTwice(port));
+                return Err(ObjectError::PortTwice(port));
             }
         }
         self.0
@@ -50,27 +50,30 @@ pub(super) fn app(
     work: &Work<'_>,
     config: &AppInstanceConfig,
     ports: &mut Ports,
-) -> Result<App, Refusal> {
-    let vm = config.fixedresources.as_ref().ok_or(Refusal::NoResources)?;
+) -> Result<App, ObjectError> {
+    let vm = config
+        .fixedresources
+        .as_ref()
+        .ok_or(ObjectError::NoResources)?;
     if !config.adapters.is_empty() {
-        return Err(Refusal::Adapters);
+        return Err(ObjectError::Adapters);
     }
     if config.volume_ref_list.is_empty() {
-        return Err(Refusal::NoVolume {
+        return Err(ObjectError::NoVolume {
             drives: !config.drives.is_empty(),
         });
     }
     let memory_mib = vm.memory.div_ceil(1024);
     if memory_mib < MIN_MEMORY_MIB {
-        return Err(Refusal::LittleMemory(vm.memory));
+        return Err(ObjectError::LittleMemory(vm.memory));
     }
     if memory_mib > MAX_MEMORY_MIB {
-        return Err(Refusal::MuchMemory(memory_mib));
+        return Err(ObjectError::MuchMemory(memory_mib));
     }
     let vcpus = u8::try_from(vm.vcpus.max(1))
         .ok()
         .filter(|vcpus| *vcpus <= MAX_VCPUS)
-        .ok_or(Refusal::Vcpus(vm.vcpus))?;
+        .ok_or(ObjectError::Vcpus(vm.vcpus))?;
 
     let volumes = config
         .volume_ref_list
@@ -85,7 +88,7 @@ pub(super) fn app(
             cmdline: vm.extraargs.clone(),
         },
         (_, true) => {
-            return Err(Refusal::NativeMachine);
+            return Err(ObjectError::NativeMachine);
         }
     };
     let interfaces = config
@@ -119,15 +122,15 @@ pub(super) fn app(
 }
 
 /// Whether a monitor takes the machine; one that it refuses would be started over and over.
-fn fits(app: &App) -> Result<(), Refusal> {
+fn fits(app: &App) -> Result<(), ObjectError> {
     if let Runtime::Machine { cmdline } = &app.runtime
         && (cmdline.len() > MAX_COMMAND_LINE || cmdline.contains('\0'))
     {
-        return Err(Refusal::CommandLine(cmdline.len()));
+        return Err(ObjectError::CommandLine(cmdline.len()));
     }
     let (disks, devices) = (app.disks(), app.devices());
     if disks > MAX_DISKS || devices > MAX_DEVICES {
-        return Err(Refusal::Devices {
+        return Err(ObjectError::Devices {
             volumes: app.volumes.len(),
             interfaces: app.interfaces.len(),
             devices,
@@ -137,13 +140,13 @@ fn fits(app: &App) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, Refusal> {
-    let volume = VolumeId(uuid(&reference.uuid).map_err(Refusal::within("a volume of it"))?);
+fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, ObjectError> {
+    let volume = VolumeId(uuid(&reference.uuid).map_err(ObjectError::within("a volume of it"))?);
     let Some(found) = work.out.desired.volumes.get(&volume) else {
         return Err(work.why_missing("volume", Object::Volume(volume), volume.0));
     };
     if found.generation != reference.generation_count {
-        return Err(Refusal::Generation {
+        return Err(ObjectError::Generation {
             volume,
             wanted: reference.generation_count,
             found: found.generation,
@@ -155,37 +158,37 @@ fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, Refusal>
     })
 }
 
-fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, Refusal> {
+fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, ObjectError> {
     volumes
         .first()
         .and_then(|mount| work.out.desired.volumes.get(&mount.volume))
         .and_then(|volume| work.out.desired.contents.get(&volume.content))
         .map(|content| content.kind)
-        .ok_or(Refusal::NoContent)
+        .ok_or(ObjectError::NoContent)
 }
 
-fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, Refusal> {
+fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, ObjectError> {
     let name = &adapter.name;
-    let here = |refusal| Refusal::within(format!("interface {name}"))(refusal);
+    let here = |error| ObjectError::within(format!("interface {name}"))(error);
     let network = NetworkId(
         uuid(&adapter.network_id)
-            .map_err(Refusal::within(format!("network of interface {name}")))?,
+            .map_err(ObjectError::within(format!("network of interface {name}")))?,
     );
     if !work.out.desired.networks.contains_key(&network) {
         return Err(work.why_missing("network instance", Object::Network(network), network.0));
     }
     if adapter.access_vlan_id != 0 {
-        return Err(here(Refusal::Vlan));
+        return Err(here(ObjectError::Vlan));
     }
     let mac = match adapter.mac_address.as_str() {
         "" => None,
-        text => Some(mac(text).ok_or_else(|| here(Refusal::Mac(text.to_owned())))?),
+        text => Some(mac(text).ok_or_else(|| here(ObjectError::Mac(text.to_owned())))?),
     };
     let address = match adapter.addr.as_str() {
         "" => None,
         text => Some(
             text.parse::<Ipv4Addr>()
-                .map_err(|_| here(Refusal::InterfaceAddress(text.to_owned())))?,
+                .map_err(|_| here(ObjectError::InterfaceAddress(text.to_owned())))?,
         ),
     };
     let mut port_maps = Vec::new();
@@ -203,7 +206,7 @@ fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, 
 
 /// A port map, or nothing for a rule that only says again what is the case: everything outbound is open. A rule that
 /// would close something is refused, since an app that is more open than its owner asked for must not start.
-fn access_rule(rule: &Ace) -> Result<Option<PortMap>, Refusal> {
+fn access_rule(rule: &Ace) -> Result<Option<PortMap>, ObjectError> {
     let matched = |kind: &str| {
         rule.matches
             .iter()
@@ -223,7 +226,7 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, Refusal> {
         return if all && !closes {
             Ok(None)
         } else {
-            Err(Refusal::AccessRule)
+            Err(ObjectError::AccessRule)
         };
     };
     if rule.actions.len() != 1
@@ -232,17 +235,21 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, Refusal> {
             .iter()
             .any(|m| !matches!(m.r#type.as_str(), "protocol" | "lport"))
     {
-        return Err(Refusal::PortMap);
+        return Err(ObjectError::PortMap);
     }
     let protocol = match matched("protocol") {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
         other => {
-            return Err(Refusal::PortProtocol(other.unwrap_or("none").to_owned()));
+            return Err(ObjectError::PortProtocol(
+                other.unwrap_or("none").to_owned(),
+            ));
         }
     };
     let port = |what: &'static str, number: Option<u16>| {
-        number.filter(|port| *port != 0).ok_or(Refusal::Port(what))
+        number
+            .filter(|port| *port != 0)
+            .ok_or(ObjectError::Port(what))
     };
     Ok(Some(PortMap {
         protocol,
@@ -262,7 +269,7 @@ fn mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 
-fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, Refusal> {
+fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, ObjectError> {
     let encoded = match &config.cipher_data {
         Some(block) => work.open("its user data", block)?.protected_user_data,
         None => config.user_data.clone(),
@@ -274,14 +281,14 @@ fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<Strin
     let compact: String = encoded.split_ascii_whitespace().collect();
     let bytes = BASE64
         .decode(compact)
-        .map_err(|_| Refusal::UserDataBase64)?;
+        .map_err(|_| ObjectError::UserDataBase64)?;
     String::from_utf8(bytes)
         .map(Some)
-        .map_err(|_| Refusal::UserDataText)
+        .map_err(|_| ObjectError::UserDataText)
 }
 
 /// `NAME=value` lines; empty ones and comments are passed over.
-fn environment(text: &str) -> Result<Vec<String>, Refusal> {
+fn environment(text: &str) -> Result<Vec<String>, ObjectError> {
     text.lines()
         .map(|line| line.trim_end_matches('\r'))
         .enumerate()
@@ -295,7 +302,7 @@ fn environment(text: &str) -> Result<Vec<String>, Refusal> {
                 Ok(line.to_owned())
             }
             // The line itself may be a secret.
-            _ => Err(Refusal::Environment(index + 1)),
+            _ => Err(ObjectError::Environment(index + 1)),
         })
         .collect()
 }

@@ -13,8 +13,8 @@
 //! | `ConfigItem` | [`super::settings`] |
 
 mod app;
+mod error;
 mod network;
-mod refusal;
 mod storage;
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::domain::desired::Desired;
 use crate::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 
-pub use refusal::{Refusal, SecretError};
+pub use error::{ObjectError, SecretError};
 
 /// Opens the encrypted parts of a config; the device's ECDH key does it, and a test's table.
 pub trait Secrets {
@@ -157,58 +157,62 @@ impl Work<'_> {
     /// Puts one translated object into its map, or its fault on the list.
     fn take<I: Ord + Copy, T>(
         &mut self,
-        id: Result<I, Refusal>,
+        id: Result<I, ObjectError>,
         name: &str,
         object: impl FnOnce(I) -> Object,
-        translate: impl FnOnce(&Self) -> Result<T, Refusal>,
+        translate: impl FnOnce(&Self) -> Result<T, ObjectError>,
         map: impl FnOnce(&mut Desired) -> &mut BTreeMap<I, T>,
     ) {
-        let fault = |object, refusal: Refusal| Fault {
+        let fault = |object, error: ObjectError| Fault {
             object,
             name: name.to_owned(),
-            message: refusal.to_string(),
+            message: error.to_string(),
         };
         let id = match id {
             Ok(id) => id,
-            Err(refusal) => return self.out.faults.push(fault(Object::Nameless, refusal)),
+            Err(error) => return self.out.faults.push(fault(Object::Nameless, error)),
         };
         let translated = translate(self);
         let map = map(&mut self.out.desired);
-        let refusal = match translated {
-            Ok(_) if map.contains_key(&id) => Refusal::Twice,
+        let error = match translated {
+            Ok(_) if map.contains_key(&id) => ObjectError::Twice,
             Ok(translated) => {
                 map.insert(id, translated);
                 return;
             }
-            Err(refusal) => refusal,
+            Err(error) => error,
         };
-        self.out.faults.push(fault(object(id), refusal));
+        self.out.faults.push(fault(object(id), error));
     }
 
-    fn open(&self, what: &'static str, block: &CipherBlock) -> Result<EncryptionBlock, Refusal> {
+    fn open(
+        &self,
+        what: &'static str,
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, ObjectError> {
         self.secrets
             .open(&self.config.cipher_contexts, block)
-            .map_err(|source| Refusal::Secret { what, source })
+            .map_err(|source| ObjectError::Secret { what, source })
     }
 
     /// Why `id`, which the config has but [`Desired`] has not, was left out.
-    fn why_missing(&self, what: &'static str, object: Object, id: Uuid) -> Refusal {
+    fn why_missing(&self, what: &'static str, object: Object, id: Uuid) -> ObjectError {
         match self.out.faults.iter().find(|fault| fault.object == object) {
-            Some(fault) => Refusal::LeftOut {
+            Some(fault) => ObjectError::LeftOut {
                 what,
                 id,
                 why: fault.message.clone(),
             },
-            None => Refusal::Missing { what, id },
+            None => ObjectError::Missing { what, id },
         }
     }
 }
 
-fn uuid(text: &str) -> Result<Uuid, Refusal> {
-    Uuid::try_parse(text).map_err(|_| Refusal::Uuid(text.chars().take(64).collect()))
+fn uuid(text: &str) -> Result<Uuid, ObjectError> {
+    Uuid::try_parse(text).map_err(|_| ObjectError::Uuid(text.chars().take(64).collect()))
 }
 
-fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, Refusal> {
+fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, ObjectError> {
     uuid(id.map_or("", |id| &id.uuid))
 }
 

@@ -4,19 +4,19 @@ use std::net::Ipv4Addr;
 
 use protocol::eve::config::{NetworkInstanceConfig, ZNetworkInstType};
 
-use super::Refusal;
+use super::ObjectError;
 use crate::domain::desired::NetworkInstance;
 
-pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance, Refusal> {
+pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance, ObjectError> {
     if config.inst_type() != ZNetworkInstType::ZnetInstLocal {
-        return Err(Refusal::NetworkKind(config.inst_type().as_str_name()));
+        return Err(ObjectError::NetworkKind(config.inst_type().as_str_name()));
     }
-    let ip = config.ip.as_ref().ok_or(Refusal::NoSubnet)?;
-    let subnet = Subnet::parse(&ip.subnet).ok_or_else(|| Refusal::Subnet(ip.subnet.clone()))?;
+    let ip = config.ip.as_ref().ok_or(ObjectError::NoSubnet)?;
+    let subnet = Subnet::parse(&ip.subnet).ok_or_else(|| ObjectError::Subnet(ip.subnet.clone()))?;
     let address = |what: &'static str, text: &str| {
         text.trim()
             .parse::<Ipv4Addr>()
-            .map_err(|_| Refusal::Address {
+            .map_err(|_| ObjectError::Address {
                 what,
                 text: text.to_owned(),
             })
@@ -42,7 +42,7 @@ pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance
         ("last address", range.1),
     ] {
         if !subnet.has_host(address) {
-            return Err(Refusal::OtherSubnet {
+            return Err(ObjectError::OtherSubnet {
                 what,
                 address,
                 subnet: ip.subnet.clone(),
@@ -50,7 +50,7 @@ pub(super) fn instance(config: &NetworkInstanceConfig) -> Result<NetworkInstance
         }
     }
     if range.0 > range.1 {
-        return Err(Refusal::Range {
+        return Err(ObjectError::Range {
             first: range.0,
             last: range.1,
         });

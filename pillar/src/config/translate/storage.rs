@@ -6,13 +6,16 @@ use protocol::eve::config::{
 };
 use protocol::image::Repository;
 
-use super::{Object, Refusal, Work, uuid};
-use crate::domain::desired::{Content, ContentKind, Datastore, Volume as DesiredVolume};
+use super::{Object, ObjectError, Work, uuid};
+use crate::domain::desired::{Content, ContentKind, Datastore, Login, Volume as DesiredVolume};
 use crate::domain::ids::{ContentId, DatastoreId};
 
-pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Datastore, Refusal> {
+pub(super) fn datastore(
+    work: &Work<'_>,
+    config: &DatastoreConfig,
+) -> Result<Datastore, ObjectError> {
     if config.d_type() != DsType::DsContainerRegistry {
-        return Err(Refusal::DatastoreKind(config.d_type().as_str_name()));
+        return Err(ObjectError::DatastoreKind(config.d_type().as_str_name()));
     }
     let registry = config
         .fqdn
@@ -22,7 +25,7 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
         .trim_end_matches('/');
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
     if registry.is_empty() || !registry.chars().all(plain) {
-        return Err(Refusal::Registry(config.fqdn.clone()));
+        return Err(ObjectError::Registry(config.fqdn.clone()));
     }
     let ca_certificates = config
         .ds_cert_pem
@@ -31,7 +34,7 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
             String::from_utf8(pem.clone())
                 .ok()
                 .filter(|pem| pem.contains("-----BEGIN CERTIFICATE-----"))
-                .ok_or(Refusal::CertificateAuthority)
+                .ok_or(ObjectError::CertificateAuthority)
         })
         .collect::<Result<_, _>>()?;
     let (user, password) = match &config.cipher_data {
@@ -41,7 +44,7 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
         }
         None => (config.api_key.clone(), config.password.clone()),
     };
-    let login = (!user.is_empty() || !password.is_empty()).then_some((user, password));
+    let login = (!user.is_empty() || !password.is_empty()).then_some(Login { user, password });
     Ok(Datastore {
         registry: registry.to_owned(),
         ca_certificates,
@@ -49,17 +52,17 @@ pub(super) fn datastore(work: &Work<'_>, config: &DatastoreConfig) -> Result<Dat
     })
 }
 
-pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, Refusal> {
+pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, ObjectError> {
     let kind = match config.iformat() {
         Format::Container => ContentKind::Container,
         Format::Raw => ContentKind::MachineRaw,
         Format::Qcow2 => ContentKind::MachineQcow2,
         other => {
-            return Err(Refusal::ImageFormat(other.as_str_name()));
+            return Err(ObjectError::ImageFormat(other.as_str_name()));
         }
     };
     let store = config.ds_ids_list.first().unwrap_or(&config.ds_id);
-    let datastore = DatastoreId(uuid(store).map_err(Refusal::within("its datastore"))?);
+    let datastore = DatastoreId(uuid(store).map_err(ObjectError::within("its datastore"))?);
     if !work.out.desired.datastores.contains_key(&datastore) {
         return Err(work.why_missing("datastore", Object::Datastore(datastore), datastore.0));
     }
@@ -71,7 +74,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
             Digest::from_hex(&config.sha256.to_lowercase())?,
         ),
         None => {
-            return Err(Refusal::NoDigest(config.url.clone()));
+            return Err(ObjectError::NoDigest(config.url.clone()));
         }
     };
     Ok(Content {
@@ -84,7 +87,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
 }
 
 /// The repository, without a tag, below the datastore's path if it has one.
-fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<Repository, Refusal> {
+fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<Repository, ObjectError> {
     let base = work
         .config
         .datastores
@@ -104,18 +107,18 @@ fn repository(work: &Work<'_>, store: &str, name: &str) -> Result<Repository, Re
     Ok(joined.parse()?)
 }
 
-pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, Refusal> {
-    let origin = config.origin.as_ref().ok_or(Refusal::NoOrigin)?;
+pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, ObjectError> {
+    let origin = config.origin.as_ref().ok_or(ObjectError::NoOrigin)?;
     if origin.r#type() != VolumeContentOriginType::VcotDownload {
-        return Err(Refusal::Origin(origin.r#type().as_str_name()));
+        return Err(ObjectError::Origin(origin.r#type().as_str_name()));
     }
     let content = uuid(&origin.download_content_tree_id)
         .map(ContentId)
-        .map_err(Refusal::within("its content tree"))?;
+        .map_err(ObjectError::within("its content tree"))?;
     if !work.out.desired.contents.contains_key(&content) {
         return Err(work.why_missing("content tree", Object::Content(content), content.0));
     }
-    let size_bytes = u64::try_from(config.maxsizebytes).map_err(|_| Refusal::NegativeSize)?;
+    let size_bytes = u64::try_from(config.maxsizebytes).map_err(|_| ObjectError::NegativeSize)?;
     Ok(DesiredVolume {
         name: config.display_name.clone(),
         content,

@@ -9,7 +9,7 @@ use protocol::eve::config::{
 };
 
 use super::*;
-use crate::domain::desired::{ContentKind, PortMap, Protocol, Runtime};
+use crate::domain::desired::{ContentKind, Login, PortMap, Protocol, Runtime};
 
 const STORE: &str = "00000000-0000-4000-8000-000000000001";
 const CONTENT: &str = "00000000-0000-4000-8000-000000000002";
@@ -255,7 +255,10 @@ fn secrets_are_opened_where_they_stand() {
     let out = translate(&config, &Table);
     assert_eq!(
         out.desired.datastores[&DatastoreId(id(STORE))].login,
-        Some(("user".into(), "word".into()))
+        Some(Login {
+            user: "user".into(),
+            password: "word".into()
+        })
     );
     assert_eq!(out.desired.apps[&AppId(id(APP))].env, ["SECRET=1"]);
 

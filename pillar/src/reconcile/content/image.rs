@@ -8,13 +8,14 @@
 
 use std::path::PathBuf;
 
+use hypervisor_api::config::DiskFormat;
 use protocol::digest::Digest;
 
 use super::manifest::{self, Descriptor, Document, ImageConfig, Layer, ManifestError};
 use super::registry::{Registry, RegistryError};
 use super::rootfs::{self, Notes, RootfsError};
 use super::store::{Progress, Store, StoreError};
-use crate::domain::desired::{Content, ContentKind, Datastore};
+use crate::domain::desired::{Content, Datastore};
 use crate::reconcile::files::FileError;
 
 /// An image that can be run.
@@ -39,8 +40,8 @@ pub enum Image {
         disk: PathBuf,
         /// Its size in bytes, as a file.
         disk_bytes: u64,
-        /// Whether it is qcow2; raw if not.
-        qcow2: bool,
+        /// How its bytes are to be read.
+        format: DiskFormat,
     },
 }
 
@@ -253,7 +254,7 @@ pub async fn bring(
                         .collect(),
                     disk: store.blob(&disk.digest),
                     disk_bytes: disk.size,
-                    qcow2: content.kind == ContentKind::MachineQcow2,
+                    format: content.kind.disk_format(),
                 });
             }
             Step::Nested => {

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::manifest::{DOCUMENT_LIMIT, accepted_types};
-use crate::domain::desired::Datastore;
+use crate::domain::desired::{Datastore, Login};
 
 /// Where Debian's ca-certificates puts the public roots.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -66,7 +66,7 @@ pub enum RegistryError {
 pub struct Registry {
     client: reqwest::Client,
     base: Url,
-    login: Option<(String, String)>,
+    login: Option<Login>,
     /// The value of the Authorization header that was accepted last.
     authorization: Mutex<Option<String>>,
 }
@@ -292,7 +292,7 @@ impl Registry {
         repository: &Repository,
         url: &Url,
     ) -> Result<String, RegistryError> {
-        let basic = self.login.as_ref().map(|(user, password)| {
+        let basic = self.login.as_ref().map(|Login { user, password }| {
             let both =
                 base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
             format!("Basic {both}")

@@ -7,6 +7,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use hypervisor_api::config::DiskFormat;
+
 use super::plan::Make;
 use crate::reconcile::files::{self, FileError, fail};
 use crate::reconcile::program::{Program, ProgramError};
@@ -93,21 +95,34 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Bytes that a volume's file takes on the disk, and the size that its app sees.
-pub fn measure(path: &Path, qcow2: bool) -> Result<(u64, u64), FileError> {
+/// How large a volume is, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// What its file takes on the disk.
+    pub used: u64,
+    /// What its app sees.
+    pub virtual_size: u64,
+}
+
+/// How large a volume is.
+pub fn measure(path: &Path, format: DiskFormat) -> Result<Sizes, FileError> {
     let about = fs::symlink_metadata(path).map_err(fail("looking at", path))?;
-    let size = if qcow2 {
-        let mut header = [0u8; 32];
-        let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
-        match (read, header.split_last_chunk::<8>()) {
-            // The virtual size is a big-endian number at byte 24 (QEMU, docs/interop/qcow2.txt).
-            (Ok(()), Some((_, size))) => u64::from_be_bytes(*size),
-            _ => 0,
+    let virtual_size = match format {
+        DiskFormat::Raw => about.len(),
+        DiskFormat::Qcow2 => {
+            let mut header = [0u8; 32];
+            let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+            match (read, header.split_last_chunk::<8>()) {
+                // The virtual size is a big-endian number at byte 24 (QEMU, docs/interop/qcow2.txt).
+                (Ok(()), Some((_, size))) => u64::from_be_bytes(*size),
+                _ => 0,
+            }
         }
-    } else {
-        about.len()
     };
-    Ok((about.blocks() * 512, size))
+    Ok(Sizes {
+        used: about.blocks() * 512,
+        virtual_size,
+    })
 }
 
 #[cfg(test)]
@@ -129,7 +144,10 @@ mod tests {
             .await
             .unwrap();
         assert!(said.contains("skerry-scratch"), "{said}");
-        let (used, size) = measure(&path, false).unwrap();
+        let Sizes {
+            used,
+            virtual_size: size,
+        } = measure(&path, DiskFormat::Raw).unwrap();
         assert_eq!(size, 1 << 30);
         assert!(used < 64 << 20, "{used} bytes used");
         assert!(!files::with_suffix(&path, ".part").exists());
@@ -169,6 +187,9 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 5000);
-        assert_eq!(measure(&path, true).unwrap().1, 0x0707_0707_0707_0707);
+        assert_eq!(
+            measure(&path, DiskFormat::Qcow2).unwrap().virtual_size,
+            0x0707_0707_0707_0707
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hypervisor_api::config::DiskFormat;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -34,8 +35,8 @@ pub type Volumes = BTreeMap<VolumeId, VolumeState>;
 pub struct VolumeState {
     /// For report.
     pub status: VolumeStatus,
-    /// Its file is qcow2; raw if not.
-    pub qcow2: bool,
+    /// How its file's bytes are to be read.
+    pub format: DiskFormat,
     /// The generation that the file has; what was wanted when it was looked at, or higher.
     pub generation: i64,
 }
@@ -124,7 +125,7 @@ async fn pass(
                 size_bytes: volume.size_bytes,
                 trouble: failures.get(id).map(|failure| failure.trouble.clone()),
             },
-            qcow2: false,
+            format: DiskFormat::Raw,
             generation,
         };
         let step = kind.map_or(Step::Wait, |kind| {
@@ -137,14 +138,14 @@ async fn pass(
                 keep.push(name);
                 failures.remove(id);
                 let path = dir.join(name.text());
-                let (used, size) = make::measure(&path, name.qcow2)?;
-                state.qcow2 = name.qcow2;
+                let sizes = make::measure(&path, name.format)?;
+                state.format = name.format;
                 state.generation = name.generation;
                 state.status = VolumeStatus {
                     ready: true,
                     path: Some(path),
-                    used_bytes: used,
-                    size_bytes: size,
+                    used_bytes: sizes.used,
+                    size_bytes: sizes.virtual_size,
                     trouble: None,
                     ..state.status
                 };

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hypervisor_api::config::DiskFormat;
 use uuid::Uuid;
 
 use crate::domain::desired::{ContentKind, Volume};
@@ -25,15 +26,18 @@ pub struct FileName {
     pub volume: VolumeId,
     /// Its generation, purges counted.
     pub generation: i64,
-    /// qcow2; raw if not.
-    pub qcow2: bool,
+    /// How its bytes are to be read.
+    pub format: DiskFormat,
 }
 
 impl FileName {
     /// `<volume id>#<generation>.<raw or qcow2>`.
     #[must_use]
     pub fn text(&self) -> String {
-        let format = if self.qcow2 { "qcow2" } else { "raw" };
+        let format = match self.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
         format!("{}#{}.{format}", self.volume, self.generation)
     }
 
@@ -45,9 +49,9 @@ impl FileName {
         Some(Self {
             volume: VolumeId(volume.parse::<Uuid>().ok()?),
             generation: generation.parse().ok()?,
-            qcow2: match format {
-                "raw" => false,
-                "qcow2" => true,
+            format: match format {
+                "raw" => DiskFormat::Raw,
+                "qcow2" => DiskFormat::Qcow2,
                 _ => return None,
             },
         })
@@ -93,10 +97,10 @@ pub fn plan(
     image: Option<&Image>,
     there: &[FileName],
 ) -> Step {
-    let qcow2 = kind == ContentKind::MachineQcow2;
+    let format = kind.disk_format();
     let found = there
         .iter()
-        .filter(|file| file.volume == id && file.qcow2 == qcow2 && file.generation >= generation)
+        .filter(|file| file.volume == id && file.format == format && file.generation >= generation)
         .max_by_key(|file| file.generation);
     if let Some(found) = found {
         return Step::Ready(*found);
@@ -104,7 +108,7 @@ pub fn plan(
     let name = FileName {
         volume: id,
         generation,
-        qcow2,
+        format,
     };
     match (kind, image) {
         (ContentKind::Container, _) => {
@@ -160,11 +164,14 @@ mod tests {
         }
     }
 
-    fn file(id: VolumeId, generation: i64, qcow2: bool) -> FileName {
+    const RAW: DiskFormat = DiskFormat::Raw;
+    const QCOW2: DiskFormat = DiskFormat::Qcow2;
+
+    fn file(id: VolumeId, generation: i64, format: DiskFormat) -> FileName {
         FileName {
             volume: id,
             generation,
-            qcow2,
+            format,
         }
     }
 
@@ -174,7 +181,7 @@ mod tests {
             initrds: vec![],
             disk: "/d".into(),
             disk_bytes: 5,
-            qcow2: false,
+            format: DiskFormat::Raw,
         }
     }
 
@@ -189,12 +196,12 @@ mod tests {
                 raw,
                 Some(machine()),
                 vec![
-                    file(ID, 1, false),
-                    file(VolumeId(Uuid::nil()), 2, false),
-                    file(ID, 2, true),
+                    file(ID, 1, RAW),
+                    file(VolumeId(Uuid::nil()), 2, RAW),
+                    file(ID, 2, QCOW2),
                 ],
                 Step::Make(
-                    file(ID, 2, false),
+                    file(ID, 2, RAW),
                     Make::Copy {
                         from: "/d".into(),
                         bytes: 9,
@@ -206,16 +213,16 @@ mod tests {
                 volume(0),
                 raw,
                 None,
-                vec![file(ID, 2, false)],
-                Step::Ready(file(ID, 2, false)),
+                vec![file(ID, 2, RAW)],
+                Step::Ready(file(ID, 2, RAW)),
             ),
             (
                 "a higher generation is not thrown away",
                 volume(0),
                 raw,
                 None,
-                vec![file(ID, 3, false), file(ID, 5, false), file(ID, 4, false)],
-                Step::Ready(file(ID, 5, false)),
+                vec![file(ID, 3, RAW), file(ID, 5, RAW), file(ID, 4, RAW)],
+                Step::Ready(file(ID, 5, RAW)),
             ),
             (
                 "a container's scratch needs no content",
@@ -224,7 +231,7 @@ mod tests {
                 None,
                 vec![],
                 Step::Make(
-                    file(ID, 2, false),
+                    file(ID, 2, RAW),
                     Make::Scratch {
                         bytes: SCRATCH_BYTES,
                     },
@@ -237,7 +244,7 @@ mod tests {
                 None,
                 vec![],
                 Step::Make(
-                    file(ID, 2, false),
+                    file(ID, 2, RAW),
                     Make::Scratch {
                         bytes: SCRATCH_FLOOR,
                     },
@@ -255,7 +262,7 @@ mod tests {
 
     #[test]
     fn names_are_read_strictly() {
-        let name = file(ID, -3, true);
+        let name = file(ID, -3, QCOW2);
         assert_eq!(FileName::parse(&name.text()), Some(name));
         for bad in [
             "",
@@ -273,11 +280,11 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_surplus() {
         let listing = vec![
-            file(ID, 1, false).text(),
-            file(ID, 2, false).text(),
+            file(ID, 1, RAW).text(),
+            file(ID, 2, RAW).text(),
             "stray.part".to_owned(),
         ];
-        let gone = surplus(&listing, &[file(ID, 2, false)]);
+        let gone = surplus(&listing, &[file(ID, 2, RAW)]);
         assert_eq!(gone, [Path::new(&listing[0]), Path::new("stray.part")]);
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use guest_api::{ContainerSpec, Interface};
+use hypervisor_api::config::DiskFormat;
 use protocol::digest::Digest;
 use serde::Serialize;
 
@@ -31,8 +32,8 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 pub struct StartDisk {
     /// Its file.
     pub path: PathBuf,
-    /// qcow2; raw if not.
-    pub qcow2: bool,
+    /// How its bytes are to be read.
+    pub format: DiskFormat,
     /// Not writable.
     pub readonly: bool,
     /// Where a container sees it; empty for machines.
@@ -159,7 +160,7 @@ pub fn resolve(
         match &volume.status.path {
             Some(path) if volume.status.ready && current => disks.push(StartDisk {
                 path: path.clone(),
-                qcow2: volume.qcow2,
+                format: volume.format,
                 readonly: wanted.readonly,
                 mount_dir: mount.mount_dir.clone(),
             }),

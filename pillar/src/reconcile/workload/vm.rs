@@ -254,11 +254,7 @@ fn command_line(wanted: &str) -> String {
 fn to_disk(disk: &StartDisk, serial: &str) -> Disk {
     Disk {
         path: disk.path.clone(),
-        format: if disk.qcow2 {
-            DiskFormat::Qcow2
-        } else {
-            DiskFormat::Raw
-        },
+        format: disk.format,
         readonly: disk.readonly,
         serial: Some(serial.into()),
     }
@@ -521,7 +517,7 @@ mod tests {
             let ledger = Ledger::default().update(&desired, &Default::default());
             let disk = StartDisk {
                 path: "/disk".into(),
-                qcow2: false,
+                format: DiskFormat::Raw,
                 readonly: false,
                 mount_dir: "/data".into(),
             };

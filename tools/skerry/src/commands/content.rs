@@ -28,7 +28,10 @@ fn plan(args: Push) -> Result<Plan, Failure> {
         (Some(dir), None, None) => layout::plan(&dir),
         (None, Some(disk), Some(format)) => artifact::plan(&Machine {
             disk,
-            qcow2: format == DiskFormat::Qcow2,
+            format: match format {
+                DiskFormat::Raw => operator_api::DiskFormat::Raw,
+                DiskFormat::Qcow2 => operator_api::DiskFormat::Qcow2,
+            },
             kernel: args.kernel,
             initrds: args.initrd,
         }),

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use imaging::digest::Digest;
+use operator_api::DiskFormat;
 use serde_json::{Value, json};
 
 use super::{Blob, Manifest, Plan, Source, digest_of_file};
@@ -26,8 +27,8 @@ const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 pub struct Machine {
     /// Root disk.
     pub disk: PathBuf,
-    /// Whether the disk is qcow2; raw otherwise.
-    pub qcow2: bool,
+    /// Format of the disk.
+    pub format: DiskFormat,
     /// Kernel to start it with.
     pub kernel: Option<PathBuf>,
     /// Initial RAM disks, in order.
@@ -37,7 +38,10 @@ pub struct Machine {
 /// Hashes the files and makes the manifest.
 pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
     check_format(machine)?;
-    let disk_type = if machine.qcow2 { "qcow2" } else { "raw" };
+    let disk_type = match machine.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
     let mut files = vec![(
         &machine.disk,
         "disk-root",
@@ -123,12 +127,12 @@ fn layer_type(role: &str) -> String {
 /// counts is the one that the operator states, since a guest can write any first bytes into a raw disk.
 fn check_format(machine: &Machine) -> Result<(), Failure> {
     let looks_like_qcow2 = first_bytes(&machine.disk)? == *QCOW2_MAGIC;
-    match (machine.qcow2, looks_like_qcow2) {
-        (true, false) => Err(Failure::usage(format!(
+    match (machine.format, looks_like_qcow2) {
+        (DiskFormat::Qcow2, false) => Err(Failure::usage(format!(
             "{} is not qcow2: it does not begin as one; is it raw?",
             machine.disk.display()
         ))),
-        (false, true) => Err(Failure::usage(format!(
+        (DiskFormat::Raw, true) => Err(Failure::usage(format!(
             "{} begins as qcow2 does; push it with --format qcow2, or convert it: qemu-img convert -O raw",
             machine.disk.display()
         ))),
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
     use crate::failure::Exit;
 
-    fn machine(dir: &Path, disk: &[u8], qcow2: bool) -> Machine {
+    fn machine(dir: &Path, disk: &[u8], format: DiskFormat) -> Machine {
         let file = |name: &str, bytes: &[u8]| {
             let path = dir.join(name);
             std::fs::write(&path, bytes).unwrap();
@@ -160,7 +164,7 @@ mod tests {
         };
         Machine {
             disk: file("disk.img", disk),
-            qcow2,
+            format,
             kernel: Some(file("vmlinuz", b"kernel")),
             initrds: vec![
                 file("a.img", b"first"),
@@ -173,7 +177,12 @@ mod tests {
     #[test]
     fn the_manifest_names_every_file_with_its_role() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = plan(&machine(dir.path(), b"QFI\xfb and so on", true)).unwrap();
+        let plan = plan(&machine(
+            dir.path(),
+            b"QFI\xfb and so on",
+            DiskFormat::Qcow2,
+        ))
+        .unwrap();
         let [manifest] = plan.manifests.as_slice() else {
             panic!("one manifest")
         };
@@ -218,7 +227,7 @@ mod tests {
     #[test]
     fn the_same_files_make_the_same_image() {
         let dir = tempfile::tempdir().unwrap();
-        let machine = machine(dir.path(), b"bytes of a disk", false);
+        let machine = machine(dir.path(), b"bytes of a disk", DiskFormat::Raw);
         assert_eq!(plan(&machine).unwrap(), plan(&machine).unwrap());
     }
 
@@ -226,10 +235,19 @@ mod tests {
     fn slips_are_caught() {
         let dir = tempfile::tempdir().unwrap();
         let exit = |machine: &Machine| plan(machine).unwrap_err().exit();
-        assert_eq!(exit(&machine(dir.path(), b"QFI\xfb", false)), Exit::Usage);
-        assert_eq!(exit(&machine(dir.path(), b"raw", true)), Exit::Usage);
-        assert_eq!(exit(&machine(dir.path(), b"", false)), Exit::Usage);
-        let mut absent = machine(dir.path(), b"disk", false);
+        assert_eq!(
+            exit(&machine(dir.path(), b"QFI\xfb", DiskFormat::Raw)),
+            Exit::Usage
+        );
+        assert_eq!(
+            exit(&machine(dir.path(), b"raw", DiskFormat::Qcow2)),
+            Exit::Usage
+        );
+        assert_eq!(
+            exit(&machine(dir.path(), b"", DiskFormat::Raw)),
+            Exit::Usage
+        );
+        let mut absent = machine(dir.path(), b"disk", DiskFormat::Raw);
         absent.kernel = Some(dir.path().join("nothing"));
         assert_eq!(exit(&absent), Exit::NotFound);
         absent.disk = dir.path().to_owned();

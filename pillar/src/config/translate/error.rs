@@ -33,14 +33,14 @@ pub enum SecretError {
 
 /// Why an object was left out.
 #[derive(Debug, Error)]
-pub enum Refusal {
+pub enum ObjectError {
     /// A part of it is at fault.
     #[error("{part}: {source}")]
     In {
         /// Which.
         part: String,
         /// Why.
-        source: Box<Refusal>,
+        source: Box<ObjectError>,
     },
     /// An id is none.
     #[error("{0:?} is not a UUID")]
@@ -242,7 +242,7 @@ pub enum Refusal {
     Environment(usize),
 }
 
-impl Refusal {
+impl ObjectError {
     /// For `map_err`: says which part it is about.
     pub(super) fn within(part: impl Into<String>) -> impl FnOnce(Self) -> Self {
         let part = part.into();
