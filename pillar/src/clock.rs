@@ -592,7 +592,7 @@ mod tests {
             assert!(clock.seconds() < 5_000_000_000, "{text}");
             let troubles = status.troubles();
             let troubles = troubles.borrow();
-            let message = &troubles.get(Topic::ClockFloor).unwrap().message;
+            let message = &troubles.get(&Topic::ClockFloor).unwrap().message;
             assert!(message.contains("no possible time"), "{message}");
         }
         durable::write(&file, (END - 1).to_string().as_bytes()).unwrap();
