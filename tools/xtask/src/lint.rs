@@ -17,6 +17,9 @@ const MDBOOK: (&str, &str, &[&str]) = (
     &["--no-default-features", "--features", "search"],
 );
 
+/// libFuzzer's runner needs a C++ compiler and is built by `cargo xtask fuzz` only; what can be checked unbuilt is checked here.
+const FUZZER: &str = "tools/fuzz/libfuzzer/Cargo.toml";
+
 /// Runs every check and reports each that fails, not only the first.
 pub fn run() -> Result<()> {
     let mut failed = Vec::new();
@@ -60,19 +63,32 @@ pub fn run() -> Result<()> {
             ),
     );
     let deny = tool(CARGO_DENY)?;
+    for (name, manifest) in [
+        ("licences and sources of dependencies", "Cargo.toml"),
+        ("the same of the fuzzer, which is outside the workspace", FUZZER),
+    ] {
+        check(
+            &mut failed,
+            name,
+            Command::new(&deny).args([
+                "--log-level",
+                "error",
+                "--manifest-path",
+                manifest,
+                "--locked",
+                "--config",
+                "ci/deny.toml",
+                "check",
+                "licenses",
+                "bans",
+                "sources",
+            ]),
+        );
+    }
     check(
         &mut failed,
-        "licences and sources of dependencies",
-        Command::new(deny).args([
-            "--log-level",
-            "error",
-            "--config",
-            "ci/deny.toml",
-            "check",
-            "licenses",
-            "bans",
-            "sources",
-        ]),
+        "formatting of the fuzzer",
+        cargo().args(["fmt", "--manifest-path", FUZZER, "--check"]),
     );
     let step = Step::begin("reference pages against the code");
     match reference::check() {
