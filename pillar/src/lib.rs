@@ -22,6 +22,7 @@ pub mod domain;
 pub mod durable;
 pub mod enrol;
 pub mod follow;
+pub mod host;
 pub mod link;
 pub mod logs;
 pub mod notify;

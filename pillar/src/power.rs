@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::reconcile::program::{Program, ProgramError};
+use crate::host::program::{Program, ProgramError};
 use crate::status::{Status, Subject};
 
 /// Input devices come and go, and the button's driver may come after the agent.

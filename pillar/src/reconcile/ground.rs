@@ -18,11 +18,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::ledger::{Found, Ledger, LedgerFile};
-use super::program::ProgramError;
-use super::units::{self, APP_UNITS, UnitState, Units};
 use crate::domain::desired::Desired;
 use crate::domain::ids::AppId;
 use crate::durable;
+use crate::host::program::ProgramError;
+use crate::host::units::{self, APP_UNITS, UnitState, Units};
 use crate::paths::Paths;
 use crate::status::{Status, Topic};
 
@@ -202,9 +202,9 @@ mod tests {
     use futures_util::future::BoxFuture;
     use uuid::Uuid;
 
-    use super::super::units::UnitSpec;
     use super::*;
     use crate::domain::desired::{App, Runtime};
+    use crate::host::units::UnitSpec;
 
     /// Units that run until they are killed; the stubborn one not even then.
     #[derive(Default)]

@@ -14,12 +14,9 @@
 
 pub mod content;
 pub mod delay;
-pub mod files;
 pub mod ground;
 pub mod ledger;
 pub mod network;
-pub mod program;
-pub mod units;
 pub mod volume;
 pub mod workload;
 
@@ -31,14 +28,14 @@ use tokio::task::JoinSet;
 
 use self::content::Contents;
 use self::content::store::Store;
-use self::files::FileError;
 use self::ground::{Base, Ground};
 use self::network::Networks;
-use self::units::{Systemd, Units};
 use self::volume::Volumes;
 use self::workload::app::{Apps, Context};
 use crate::domain::desired::Desired;
 use crate::domain::observed::Observed;
+use crate::host::files::FileError;
+use crate::host::units::{Systemd, Units};
 use crate::paths::Paths;
 use crate::status::Status;
 

@@ -18,8 +18,8 @@ use pillar::domain::desired::{
 };
 use pillar::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 use pillar::domain::observed::Observed;
-use pillar::reconcile::program::ProgramError;
-use pillar::reconcile::units::{UnitSpec, UnitState, Units};
+use pillar::host::program::ProgramError;
+use pillar::host::units::{UnitSpec, UnitState, Units};
 use protocol::digest::Digest;
 use serde_json::{Value, json};
 use tokio::sync::watch;

@@ -16,7 +16,7 @@ use super::registry::{Registry, RegistryError};
 use super::rootfs::{self, Notes, RootfsError};
 use super::store::{Progress, Store, StoreError};
 use crate::domain::desired::{Content, Datastore};
-use crate::reconcile::files::FileError;
+use crate::host::files::FileError;
 
 /// An image that can be run.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{ImageConfig, Layer};
 use super::store::{Store, free_bytes};
 use super::unpack::{self, Limits, UnpackError};
-use crate::reconcile::files::{self, FileError, fail};
-use crate::reconcile::program::{Program, ProgramError};
+use crate::host::files::{self, FileError, fail};
+use crate::host::program::{Program, ProgramError};
 
 /// Largest /etc/passwd or /etc/group that is read.
 const ACCOUNTS_LIMIT: u64 = 1024 * 1024;

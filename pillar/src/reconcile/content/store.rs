@@ -26,8 +26,8 @@ use tokio::sync::mpsc;
 
 use super::manifest::{DOCUMENT_LIMIT, Descriptor};
 use super::registry::{Registry, RegistryError};
+use crate::host::files::{self, FileError, fail};
 use crate::paths::Paths;
-use crate::reconcile::files::{self, FileError, fail};
 
 /// Room that is left on the disk for everything else.
 const RESERVE: u64 = 64 * 1024 * 1024;

@@ -19,12 +19,12 @@ use tokio::time::Instant;
 use self::links::{LinkError, Links};
 use self::plan::{Wanted, WantedNetwork};
 use super::delay::LOCAL;
-use super::files::{self, FileError};
 use super::ground::Ground;
-use super::program::{Program, ProgramError};
-use super::units::{self, UnitSpec, UnitState, Units};
 use crate::domain::ids::NetworkId;
 use crate::domain::observed::{NetworkStatus, Trouble};
+use crate::host::files::{self, FileError};
+use crate::host::program::{Program, ProgramError};
+use crate::host::units::{self, UnitSpec, UnitState, Units};
 use crate::paths::Paths;
 
 /// How often everything is looked at without a cause.

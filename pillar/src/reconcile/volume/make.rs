@@ -10,8 +10,8 @@ use std::time::Duration;
 use hypervisor_api::config::DiskFormat;
 
 use super::plan::Make;
-use crate::reconcile::files::{self, FileError, fail};
-use crate::reconcile::program::{Program, ProgramError};
+use crate::host::files::{self, FileError, fail};
+use crate::host::program::{Program, ProgramError};
 
 /// A volume that could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -18,10 +18,10 @@ use self::make::MakeError;
 use self::plan::{FileName, Step};
 use super::content::{Contents, sleep_until};
 use super::delay::LOCAL;
-use super::files::{self, FileError, fail};
 use super::ground::Ground;
 use crate::domain::ids::VolumeId;
 use crate::domain::observed::{Trouble, VolumeStatus};
+use crate::host::files::{self, FileError, fail};
 use crate::paths::Paths;
 
 /// How often the room that volumes take is measured.

@@ -25,12 +25,12 @@ use super::status::{self, Since};
 use super::vm::{self, VmFiles};
 use crate::domain::ids::AppId;
 use crate::domain::observed::{AppPhase, AppStatus, Trouble};
+use crate::host::files::{self, FileError};
+use crate::host::program::ProgramError;
+use crate::host::units::{APP_UNITS, UnitState, Units};
 use crate::paths::Paths;
 use crate::reconcile::content::sleep_until;
 use crate::reconcile::delay::APP;
-use crate::reconcile::files::{self, FileError};
-use crate::reconcile::program::ProgramError;
-use crate::reconcile::units::{APP_UNITS, UnitState, Units};
 
 /// All apps, for report.
 pub type Apps = BTreeMap<AppId, AppStatus>;

@@ -12,8 +12,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::host::files::{FileError, fail};
 use crate::peer;
-use crate::reconcile::files::{FileError, fail};
 
 /// Longest line that a guest may send: 64 KiB.
 const LINE_LIMIT: u64 = 64 * 1024;

@@ -29,9 +29,9 @@ use super::content::Contents;
 use super::ground::{Ground, apps_with_a_directory};
 use super::ledger::Port;
 use super::network::Networks;
-use super::units::APP_UNITS;
 use super::volume::Volumes;
 use crate::domain::ids::AppId;
+use crate::host::units::APP_UNITS;
 
 /// What the workload reconciler follows.
 pub struct Sources {

@@ -25,12 +25,12 @@ use super::bundle::{self, IDS, Places};
 use super::namespaces::{self, NamespaceError};
 use super::start::{Start, StartKind, StartNet};
 use crate::domain::ids::AppId;
+use crate::host::files::{self, FileError, fail};
+use crate::host::program::{Program, ProgramError};
+use crate::host::units::UnitSpec;
 use crate::paths::Paths;
-use crate::reconcile::files::{self, FileError, fail};
 use crate::reconcile::network::links::{LinkError, Links};
 use crate::reconcile::network::plan::MARK;
-use crate::reconcile::program::{Program, ProgramError};
-use crate::reconcile::units::UnitSpec;
 
 /// A native container that could not be set up or taken down.
 #[derive(Debug, thiserror::Error)]

@@ -15,8 +15,8 @@ use super::start::{Start, StartKind};
 use super::vm::{self, VmFiles};
 use crate::domain::ids::AppId;
 use crate::durable;
+use crate::host::files;
 use crate::paths::Paths;
-use crate::reconcile::files;
 
 /// How an app's process is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,9 +23,9 @@ use super::cpio::Archive;
 use super::life::GRACE;
 use super::seed;
 use super::start::{Start, StartDisk, StartKind, hostname};
+use crate::host::files::{self, FileError, fail};
+use crate::host::units::UnitSpec;
 use crate::paths::Paths;
-use crate::reconcile::files::{self, FileError, fail};
-use crate::reconcile::units::UnitSpec;
 
 /// Memory that a monitor may use beside its guest's: 64 MiB, for page tables, buffers and its own code.
 const OVERHEAD_MIB: u64 = 64;
