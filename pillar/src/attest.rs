@@ -13,6 +13,7 @@
 //!
 //! [`Step::after`] is the whole machine; what it needs from TPM and network stands in [`run`].
 
+use std::convert::Infallible;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,10 +92,7 @@ impl Step {
 }
 
 /// Attests now, and again whenever the controller wants it.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
-pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     loop {
         match attest(&ctx).await {
             Ok(token) => {

@@ -1,28 +1,57 @@
 //! Growing, jittered delays between tries.
 //!
-//! The delay doubles from a floor to a ceiling; each is stretched or shrunk by up to a quarter, so that a fleet that lost
-//! its controller at one moment does not come back at one moment.
+//! A delay doubles with each failure in a row, from a floor to a ceiling; each is stretched or shrunk by a share of itself,
+//! so that a fleet that lost its controller at one moment does not come back at one moment.
 
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// A series of delays. [`Backoff::reset`] when something worked.
+/// How the delays of one kind of try grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// Delay after the first failure, before jitter.
+    pub floor: Duration,
+    /// Longest delay, before jitter.
+    pub ceiling: Duration,
+    /// Jitter: the delay is shortened or lengthened by at most this many hundredths of itself.
+    pub jitter_percent: u8,
+}
+
+impl Growth {
+    /// The delay after the `failures`-th failure in a row (1 is the first).
+    #[must_use]
+    pub fn after(&self, failures: u32) -> Duration {
+        self.jittered(failures, fraction())
+    }
+
+    /// `fraction`, from 0 to 1, leads from the shortest delay to the longest.
+    fn jittered(&self, failures: u32, fraction: f64) -> Duration {
+        let doublings = failures.saturating_sub(1).min(20);
+        let plain = self.floor.saturating_mul(1 << doublings).min(self.ceiling);
+        let spread = f64::from(self.jitter_percent) / 100.0;
+        plain.mul_f64((1.0 + spread * (2.0 * fraction - 1.0)).max(0.0))
+    }
+}
+
+/// A series of delays, none above the ceiling. [`Backoff::reset`] when something worked.
 #[derive(Clone, Debug)]
 pub struct Backoff {
-    floor: Duration,
-    ceiling: Duration,
-    current: Duration,
+    growth: Growth,
+    failures: u32,
 }
 
 impl Backoff {
-    /// Delays from `floor` to `ceiling`, both before jitter.
+    /// Delays from `floor` to `ceiling`, a quarter more or less.
     #[must_use]
     pub const fn new(floor: Duration, ceiling: Duration) -> Self {
         Self {
-            floor,
-            ceiling,
-            current: floor,
+            growth: Growth {
+                floor,
+                ceiling,
+                jitter_percent: 25,
+            },
+            failures: 0,
         }
     }
 
@@ -33,16 +62,14 @@ impl Backoff {
 
     /// Starts the series again.
     pub fn reset(&mut self) {
-        self.current = self.floor;
+        self.failures = 0;
     }
 
     fn step(&mut self, fraction: f64) -> Duration {
-        let delay = self
-            .current
-            .mul_f64(0.75 + fraction / 2.0)
-            .min(self.ceiling);
-        self.current = self.current.saturating_mul(2).min(self.ceiling);
-        delay
+        self.failures = self.failures.saturating_add(1);
+        self.growth
+            .jittered(self.failures, fraction)
+            .min(self.growth.ceiling)
     }
 }
 
@@ -82,5 +109,28 @@ mod tests {
                 .map(|_| fraction())
                 .all(|f| (0.0..1.0).contains(&f))
         );
+    }
+
+    #[test]
+    fn a_growth_may_go_beyond_its_ceiling_by_its_jitter() {
+        let growth = Growth {
+            floor: Duration::from_secs(5),
+            ceiling: Duration::from_secs(600),
+            jitter_percent: 20,
+        };
+        assert_eq!(growth.jittered(1, 0.0), Duration::from_secs(4));
+        assert_eq!(growth.jittered(1, 1.0), Duration::from_secs(6));
+        assert_eq!(growth.jittered(40, 1.0), Duration::from_secs(720));
+        for _ in 0..100 {
+            let delay = growth.after(2);
+            assert!(delay >= Duration::from_secs(8) && delay <= Duration::from_secs(12));
+        }
+        let exact = Growth {
+            jitter_percent: 0,
+            ..growth
+        };
+        let seconds: Vec<u64> = (1..=9).map(|n| exact.jittered(n, 0.9).as_secs()).collect();
+        assert_eq!(seconds, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+        assert_eq!(exact.after(u32::MAX).as_secs(), 600);
     }
 }

@@ -50,9 +50,6 @@ fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Er
 }
 
 /// Waits until the boot is good and says so to the boot loader, once.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
 pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     ctx.device_id().await;
     let granted = |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });

@@ -9,10 +9,7 @@ use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 
 use crate::paths::Paths;
-
-/// Roots of the system, used for TLS only when the bundle names none. EVE trusts both; a device that was told its
-/// roots needs no others.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+use crate::tls::SYSTEM_ROOTS;
 
 /// What the bundle says.
 #[derive(Clone, Debug)]
@@ -140,6 +137,7 @@ impl Bundle {
             }
             Err(error) => return Err(error),
         };
+        // EVE trusts both; a device that was told its roots needs no others than those.
         if tls_roots.is_empty() {
             tls_roots = std::fs::read(SYSTEM_ROOTS)
                 .ok()

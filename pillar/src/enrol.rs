@@ -13,6 +13,7 @@
 //! The status of `register` alone decides nothing (EVE's rule): only an answered `uuid` does. A device that knows its id
 //! from an earlier start works under it at once, while this goes on beside.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,10 +94,7 @@ pub fn kept_id(paths: &Paths) -> Option<DeviceId> {
 }
 
 /// Enrols the device and keeps it so.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
-pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     let mut refused = Backoff::new(REFUSED.0, REFUSED.1);
     let mut away = Backoff::new(AWAY.0, AWAY.1);
     loop {

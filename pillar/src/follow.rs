@@ -15,6 +15,7 @@
 //! that cannot be written (the disk is full or broken) is acted on all the same, since it may be the one that mends that;
 //! the board then says that it would not outlive a power cut, and the older checkpoint stays.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,13 +52,10 @@ enum Outcome {
 }
 
 /// Asks for the config for as long as the agent lives.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
 pub async fn run(
     ctx: Arc<Context>,
     desired: watch::Sender<Arc<Desired>>,
-) -> Result<(), std::convert::Infallible> {
+) -> Result<(), Infallible> {
     ctx.device_id().await;
     let mut attestation = ctx.attestation.subscribe();
     let tried = |attestation: &Attestation| *attestation != Attestation::Trying;

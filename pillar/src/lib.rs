@@ -13,6 +13,7 @@ pub mod attest;
 pub mod backoff;
 pub mod bless;
 pub mod bundle;
+pub mod chain;
 pub mod clock;
 pub mod config;
 pub mod conn;

@@ -9,6 +9,7 @@
 //! Nothing depends on it: a device without link polls. A controller that has no link (EVE's have none) answers with a
 //! status that is no upgrade, and is asked again rarely.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,10 +55,7 @@ pub enum Error {
 }
 
 /// Keeps the link open for as long as the agent lives.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
-pub async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     loop {
         let opened = Instant::now();

@@ -16,6 +16,9 @@ use rustls::{
 
 use crate::clock::Clock;
 
+/// Where Debian's ca-certificates puts the public roots.
+pub const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// Why no TLS configuration can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -4,6 +4,7 @@
 //! the person at the screen, and writes `resolv.conf`, since the image carries no systemd-resolved.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,14 +64,11 @@ impl Sources {
 }
 
 /// Watches the uplinks for as long as the agent lives.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
 pub async fn run(
     sources: Sources,
     status: Status,
     uplinks: watch::Sender<Vec<Uplink>>,
-) -> Result<(), std::io::Error> {
+) -> Result<(), Infallible> {
     let mut written = None;
     loop {
         let found = observe(&sources, &addresses());

@@ -10,7 +10,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, protocol::WebSocketConfig};
 
-use crate::conn::{Connection, chain};
+use crate::chain::chain;
+use crate::conn::Connection;
 
 /// A WebSocket over TLS to the controller.
 pub type Socket = WebSocketStream<TlsStream<TcpStream>>;

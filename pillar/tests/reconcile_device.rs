@@ -270,11 +270,11 @@ async fn networks_carry_what_they_should_and_nothing_else() {
 
     // Apps and an uplink with someone behind it. Machines would be on the taps; here they are on cables beside them.
     let mac_of = |n: u128| {
-        let [a, b, c, d, e, f] = pillar::reconcile::ledger::mac(pillar::reconcile::ledger::Port {
+        pillar::reconcile::ledger::mac(pillar::reconcile::ledger::Port {
             app: app_id(n),
             interface: 0,
-        });
-        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        })
+        .to_string()
     };
     let peers: Vec<Peer> = [(1, "p1", "bn0"), (2, "p2", "bn0"), (3, "p3", "bn1")]
         .into_iter()

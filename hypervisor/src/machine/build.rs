@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hypervisor_api::config::{Boot, Console as ConsoleConfig, VmConfig};
+use hypervisor_api::mac::{MacAddress, MacError};
 use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -12,7 +13,6 @@ use super::Parts;
 use super::signals::Signals;
 use super::vcpu::Vcpu;
 use crate::arch::{self, acpi, boot, cpu, layout, ports::Ports};
-use crate::config::parse_mac;
 use crate::console::Backend;
 use crate::control::{Handles, Server};
 use crate::event_loop::{EventLoop, Subscriber};
@@ -68,8 +68,8 @@ pub enum BuildError {
     #[error(transparent)]
     Tap(#[from] TapError),
     /// A hardware address has a wrong form.
-    #[error("the hardware address {0:?} is not six bytes like 02:00:00:00:00:01")]
-    Mac(String),
+    #[error("the hardware address {0}")]
+    Mac(#[from] MacError),
     /// A socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -229,7 +229,7 @@ impl Devices {
         for net in &config.nets {
             let counters = Arc::new(Counters::default());
             let settings = Settings {
-                mac: parse_mac(&net.mac).ok_or_else(|| BuildError::Mac(net.mac.clone()))?,
+                mac: net.mac.parse::<MacAddress>()?.0,
                 mtu: net.mtu,
             };
             let function =

@@ -26,8 +26,9 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::certs::Verified;
-pub use self::error::{Error, chain};
+pub use self::error::Error;
 use crate::bundle::{Bundle, Server};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::durable;
 use crate::status::{Status, Topic};

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use hypervisor_api::config::DiskFormat;
+use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
 use protocol::image::Repository;
 use serde::{Deserialize, Serialize};
@@ -214,7 +215,7 @@ pub struct AppInterface {
     /// The network that it is plugged into.
     pub network: NetworkId,
     /// A fixed hardware address, if the controller wants one.
-    pub mac: Option<[u8; 6]>,
+    pub mac: Option<MacAddress>,
     /// A fixed address, if the controller wants one.
     pub address: Option<Ipv4Addr>,
     /// Ports of the device that lead to the app.

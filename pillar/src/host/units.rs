@@ -9,11 +9,35 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use uuid::Uuid;
 
 use super::program::{Program, ProgramError};
+use crate::domain::ids::AppId;
 
 /// Begin of the names of the apps' units.
 pub const APP_UNITS: &str = "skerry-app-";
+
+/// Begin of the names of the units that serve DHCP and DNS, one a bridge.
+pub const NET_UNITS: &str = "skerry-net-";
+
+/// The unit in which an app runs.
+#[must_use]
+pub fn app_unit(app: AppId) -> String {
+    format!("{APP_UNITS}{app}.service")
+}
+
+/// The app whose unit this is.
+#[must_use]
+pub fn app_of(unit: &str) -> Option<AppId> {
+    let id = unit.strip_prefix(APP_UNITS)?.strip_suffix(".service")?;
+    Uuid::try_parse(id).ok().map(AppId)
+}
+
+/// The unit that serves a bridge.
+#[must_use]
+pub fn net_unit(bridge: &str) -> String {
+    format!("{NET_UNITS}{bridge}.service")
+}
 
 /// Kills all of a unit's processes and waits until they are gone, five seconds at most. Gives what became of it.
 ///

@@ -7,9 +7,9 @@ use protocol::logs::{LogEntry, LogTime};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
-use uuid::Uuid;
 
 use crate::domain::ids::AppId;
+use crate::host::units::app_of;
 
 /// The fields that are asked for; `__CURSOR` and the timestamps always come.
 pub const FIELDS: &str =
@@ -145,12 +145,6 @@ fn text(value: &Value) -> Option<String> {
         Value::Array(items) => items.first().and_then(Value::as_str).map(str::to_owned),
         _ => None,
     }
-}
-
-/// The app whose unit this is.
-fn app_of(unit: &str) -> Option<AppId> {
-    let id = unit.strip_prefix("skerry-app-")?.strip_suffix(".service")?;
-    Uuid::try_parse(id).ok().map(AppId)
 }
 
 /// syslog(3)'s names by number.

@@ -293,7 +293,7 @@ mod tests {
                     },
                 );
                 std::fs::create_dir_all(paths.app(id)).unwrap();
-                let unit = format!("{APP_UNITS}{id}.service");
+                let unit = units::app_unit(id);
                 units.units.lock().unwrap().push(unit);
             }
             let file = LedgerFile::at(&paths);

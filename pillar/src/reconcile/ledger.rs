@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -291,19 +292,19 @@ fn lease(
 
 /// The hardware address of an app's interface: locally administered, determined by the ids.
 #[must_use]
-pub fn mac(port: Port) -> [u8; 6] {
+pub fn mac(port: Port) -> MacAddress {
     let digest = Digest::of(format!("mac/{}/{}", port.app, port.interface).as_bytes());
     let [a, b, c, d, e, ..] = *digest.bytes();
-    [0x02, a, b, c, d, e]
+    MacAddress([0x02, a, b, c, d, e])
 }
 
 /// The hardware address of a network's bridge; without one of its own a bridge takes that of its lowest port, and changes
 /// it with the ports.
 #[must_use]
-pub fn bridge_mac(network: NetworkId) -> [u8; 6] {
+pub fn bridge_mac(network: NetworkId) -> MacAddress {
     let digest = Digest::of(format!("bridge/{network}").as_bytes());
     let [a, b, c, d, e, ..] = *digest.bytes();
-    [0x02, a, b, c, d, e]
+    MacAddress([0x02, a, b, c, d, e])
 }
 
 /// What was found of the ledger at a start.
@@ -569,7 +570,7 @@ mod tests {
         assert!(number.tap(99).len() <= 15);
         assert!(number.subordinate_ids().checked_add(65_536).is_some());
         assert_ne!(mac(port(1)), mac(port(2)));
-        assert_eq!(mac(port(1))[0] & 3, 2);
+        assert_eq!(mac(port(1)).0[0] & 3, 2);
     }
 
     fn place() -> (tempfile::TempDir, Paths) {

@@ -35,9 +35,6 @@ use crate::domain::ids::AppId;
 const SETTLE: Duration = Duration::from_millis(300);
 
 /// Sends info for as long as the agent lives.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
 pub async fn run_info(ctx: Arc<Context>) -> Result<(), Infallible> {
     let device = ctx.device_id().await;
     let path = paths::info(device);
@@ -114,9 +111,6 @@ pub async fn run_info(ctx: Arc<Context>) -> Result<(), Infallible> {
 }
 
 /// Sends metrics for as long as the agent lives.
-///
-/// # Errors
-/// Never; the type is what the supervisor wants.
 pub async fn run_metrics(ctx: Arc<Context>) -> Result<(), Infallible> {
     let device = ctx.device_id().await;
     let path = paths::metrics(device);

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hypervisor_api::config::{
     MAX_COMMAND_LINE, MAX_DEVICES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB,
 };
+use hypervisor_api::mac::MacAddress;
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
 
 use super::{Object, ObjectError, Work, uuid};
@@ -258,15 +259,11 @@ fn access_rule(rule: &Ace) -> Result<Option<PortMap>, ObjectError> {
     }))
 }
 
-fn mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    // The lowest bit of the first byte marks a group address (IEEE 802), which no interface can have.
-    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
+/// An address that one interface can have.
+fn mac(text: &str) -> Option<MacAddress> {
+    text.parse::<MacAddress>()
+        .ok()
+        .filter(|mac| !mac.is_group())
 }
 
 fn user_data(work: &Work<'_>, config: &AppInstanceConfig) -> Result<Option<String>, ObjectError> {

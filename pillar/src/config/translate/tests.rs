@@ -1,5 +1,6 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hypervisor_api::mac::MacAddress;
 use protocol::cipher::CipherError;
 use protocol::eve::common::{IpRange, Ipspec};
 use protocol::eve::config::{
@@ -169,7 +170,7 @@ fn a_container_with_everything_around_it() {
     assert_eq!(app.env, ["GREETING=hello", "A=b=c"]);
     assert_eq!(app.user_data, None);
     let interface = &app.interfaces[0];
-    assert_eq!(interface.mac, Some([2, 0, 0, 0, 0, 10]));
+    assert_eq!(interface.mac, Some(MacAddress([2, 0, 0, 0, 0, 10])));
     assert_eq!(
         interface.port_maps,
         [PortMap {

@@ -201,7 +201,7 @@ fn settle(item: &mut Item, result: Result<Image, ContentError>) {
         }
         Err(error) => {
             item.failures = item.failures.saturating_add(1);
-            let delay = DOWNLOAD.roll(item.failures);
+            let delay = DOWNLOAD.after(item.failures);
             tracing::warn!(content = %name, %error, retry_seconds = delay.as_secs(), "content could not be brought here");
             item.stage = Stage::Waiting(Instant::now() + delay);
             let now = SystemTime::now();

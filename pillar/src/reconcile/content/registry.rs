@@ -18,10 +18,9 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::manifest::{DOCUMENT_LIMIT, accepted_types};
+use crate::chain::chain;
 use crate::domain::desired::{Datastore, Login};
-
-/// Where Debian's ca-certificates puts the public roots.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+use crate::tls::SYSTEM_ROOTS;
 
 /// A registry that did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -462,21 +461,6 @@ fn content(url: &Url, reason: String) -> RegistryError {
         url: url.to_string(),
         reason,
     }
-}
-
-/// An error with its causes. reqwest's own text says little more than "error sending request".
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -7,13 +7,15 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use hypervisor_api::mac::MacAddress;
+
 use super::nft::{mask, masked};
 
 /// A host that dnsmasq is told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Hardware address.
-    pub mac: [u8; 6],
+    pub mac: MacAddress,
     /// Address.
     pub address: Ipv4Addr,
     /// Name of the app.
@@ -80,13 +82,8 @@ pub fn config(service: &Service, dir: &Path, resolvers: &Path) -> String {
 pub fn hosts(service: &Service) -> String {
     let mut text = String::new();
     for host in &service.hosts {
-        let [a, b, c, d, e, f] = host.mac;
         // Writing to a string does not fail.
-        let _ = write!(
-            text,
-            "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},{}",
-            host.address
-        );
+        let _ = write!(text, "{},{}", host.mac, host.address);
         if let Some(name) = label(&host.name) {
             let _ = write!(text, ",{name}");
         }
@@ -134,12 +131,12 @@ mod tests {
             dns: vec![],
             hosts: vec![
                 Host {
-                    mac: [2, 0, 0, 0, 0, 0xab],
+                    mac: MacAddress([2, 0, 0, 0, 0, 0xab]),
                     address: Ipv4Addr::new(10, 1, 0, 2),
                     name: "Web-1".into(),
                 },
                 Host {
-                    mac: [2, 0, 0, 0, 0, 1],
+                    mac: MacAddress([2, 0, 0, 0, 0, 1]),
                     address: Ipv4Addr::new(10, 1, 0, 3),
                     name: "evil\n,set:x".into(),
                 },

@@ -130,7 +130,7 @@ impl Links {
         match step {
             Step::Delete(name) => self.delete(name).await,
             Step::AddBridge(name, mac) => {
-                let message = LinkBridge::new(name).down().address(mac.to_vec()).build();
+                let message = LinkBridge::new(name).down().address(mac.0.to_vec()).build();
                 self.change(
                     "making the bridge",
                     name,

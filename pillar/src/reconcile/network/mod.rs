@@ -30,9 +30,6 @@ use crate::paths::Paths;
 /// How often everything is looked at without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(120);
 
-/// Begin of the names of dnsmasq's units.
-const UNIT_PREFIX: &str = "skerry-net-";
-
 /// Where the device's name servers are looked for, the first that exists.
 const RESOLVERS: [&str; 3] = [
     "/run/systemd/resolve/resolv.conf",
@@ -89,7 +86,7 @@ pub async fn run(
             LOOK_EVERY
         } else {
             failures += 1;
-            LOCAL.roll(failures)
+            LOCAL.after(failures)
         };
         let now = SystemTime::now();
         let statuses: Networks = wanted
@@ -246,7 +243,7 @@ impl Executor {
             dnsmasq::names(&network.service)
         );
         let config_path = dir.join("dnsmasq.conf");
-        let unit = unit_name(&network.bridge);
+        let unit = units::net_unit(&network.bridge);
         let mut state = self.units.look(&unit).await?;
         // What a dnsmasq from before our restart was started with is on the disk.
         let before = self.served.get(&network.bridge).cloned().or_else(|| {
@@ -294,9 +291,9 @@ impl Executor {
         let keep: Vec<String> = wanted
             .networks
             .values()
-            .map(|network| unit_name(&network.bridge))
+            .map(|network| units::net_unit(&network.bridge))
             .collect();
-        for unit in self.units.list(UNIT_PREFIX).await? {
+        for unit in self.units.list(units::NET_UNITS).await? {
             if !keep.contains(&unit) {
                 units::kill(self.units.as_ref(), &unit).await?;
                 self.units.forget(&unit).await?;
@@ -324,10 +321,6 @@ fn all_fail(wanted: &Wanted, error: NetworkError) -> BTreeMap<NetworkId, Network
     let error = Arc::new(error);
     let one = |id: &NetworkId| (*id, NetworkError::Host(error.clone()));
     wanted.networks.keys().map(one).collect()
-}
-
-fn unit_name(bridge: &str) -> String {
-    format!("{UNIT_PREFIX}{bridge}.service")
 }
 
 fn dnsmasq_unit(name: String, config: &Path) -> UnitSpec {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use hypervisor_api::mac::MacAddress;
+
 use super::dnsmasq::{Host, Service};
 use super::nft::{FilteredMap, FilteredNetwork};
 use crate::domain::desired::Runtime;
@@ -19,7 +21,7 @@ pub struct WantedNetwork {
     /// Its bridge.
     pub bridge: String,
     /// The bridge's hardware address.
-    pub mac: [u8; 6],
+    pub mac: MacAddress,
     /// The device's address on it.
     pub gateway: Ipv4Addr,
     /// Prefix length of the subnet.
@@ -181,7 +183,7 @@ pub enum Step {
     /// Take a link away.
     Delete(String),
     /// Make a bridge; it is marked as ours.
-    AddBridge(String, [u8; 6]),
+    AddBridge(String, MacAddress),
     /// Make a tap that this uid may use; it is marked as ours.
     AddTap(String, u32),
     /// Give a link an address.
@@ -234,7 +236,7 @@ pub fn steps(links: &[Link], network: &WantedNetwork) -> Vec<Step> {
     if there.is_some_and(|link| !link.is_ours()) {
         return vec![Step::Taken(bridge.clone())];
     }
-    if there.is_some_and(|link| link.kind != LinkKind::Bridge || link.mac != network.mac) {
+    if there.is_some_and(|link| link.kind != LinkKind::Bridge || link.mac != network.mac.0) {
         steps.push(Step::Delete(bridge.clone()));
         there = None;
     }
@@ -280,7 +282,7 @@ pub fn steps(links: &[Link], network: &WantedNetwork) -> Vec<Step> {
 mod tests {
     use super::*;
 
-    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 
     fn network() -> WantedNetwork {
@@ -310,7 +312,7 @@ mod tests {
             alias: MARK.into(),
             controller: None,
             up: true,
-            mac: MAC.to_vec(),
+            mac: MAC.0.to_vec(),
             addresses: vec![(GATEWAY, 24)],
         }
     }

@@ -71,7 +71,7 @@ pub async fn run(
             Err(error) => {
                 dir_failures += 1;
                 tracing::error!(%error, "volumes cannot be looked after");
-                retry = Some(Instant::now() + LOCAL.roll(dir_failures));
+                retry = Some(Instant::now() + LOCAL.after(dir_failures));
             }
         }
         let retry = failures
@@ -184,7 +184,7 @@ fn note(failures: &mut BTreeMap<VolumeId, Failure>, id: VolumeId, error: &MakeEr
         .get(&id)
         .map_or(0, |failure| failure.count)
         .saturating_add(1);
-    let delay = LOCAL.roll(count);
+    let delay = LOCAL.after(count);
     tracing::warn!(volume = %id, %error, retry_seconds = delay.as_secs(), "volume could not be made");
     let now = SystemTime::now();
     failures.insert(

@@ -31,7 +31,7 @@ use super::ledger::Port;
 use super::network::Networks;
 use super::volume::Volumes;
 use crate::domain::ids::AppId;
-use crate::host::units::APP_UNITS;
+use crate::host::units::{APP_UNITS, app_of};
 
 /// What the workload reconciler follows.
 pub struct Sources {
@@ -101,10 +101,7 @@ async fn found(context: &Context) -> BTreeSet<AppId> {
     let mut apps = apps_with_a_directory(&context.paths);
     apps.extend(record::counted(&context.paths));
     match context.units.list(APP_UNITS).await {
-        Ok(units) => apps.extend(units.iter().filter_map(|unit| {
-            let id = unit.strip_prefix(APP_UNITS)?.strip_suffix(".service")?;
-            id.parse().ok().map(AppId)
-        })),
+        Ok(units) => apps.extend(units.iter().filter_map(|unit| app_of(unit))),
         Err(error) => {
             tracing::warn!(%error, "running apps could not be looked for; their directories tell of them")
         }

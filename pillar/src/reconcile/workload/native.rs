@@ -237,7 +237,7 @@ async fn plug(net: &StartNet, index: usize, network: &Path) -> Result<(), Native
         .map_err(failed)?;
     links.mark(&net.tap, MARK).await?;
     let message = LinkUnspec::new_with_name(&peer)
-        .address(net.mac.to_vec())
+        .address(net.mac.0.to_vec())
         .build();
     handle.link().set(message).execute().await.map_err(failed)?;
     let peer_index = links.index(&peer).await?;

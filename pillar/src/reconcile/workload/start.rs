@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use guest_api::{ContainerSpec, Interface};
 use hypervisor_api::config::DiskFormat;
+use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
 use serde::Serialize;
 
@@ -48,7 +49,7 @@ pub struct StartNet {
     /// Bridge that it is plugged into.
     pub bridge: String,
     /// The app's hardware address.
-    pub mac: [u8; 6],
+    pub mac: MacAddress,
     /// The app's address.
     pub address: Ipv4Addr,
     /// Prefix length.

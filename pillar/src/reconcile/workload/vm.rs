@@ -205,13 +205,10 @@ pub fn describe(start: &Start, paths: &Paths, files: &VmFiles) -> Option<VmConfi
     let nets = start
         .nets
         .iter()
-        .map(|net| {
-            let [a, b, c, d, e, f] = net.mac;
-            Net {
-                tap: net.tap.clone(),
-                mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-                mtu: None,
-            }
+        .map(|net| Net {
+            tap: net.tap.clone(),
+            mac: net.mac.to_string(),
+            mtu: None,
         })
         .collect();
     Some(VmConfig {
