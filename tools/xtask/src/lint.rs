@@ -65,7 +65,10 @@ pub fn run() -> Result<()> {
     let deny = tool(CARGO_DENY)?;
     for (name, manifest) in [
         ("licences and sources of dependencies", "Cargo.toml"),
-        ("the same of the fuzzer, which is outside the workspace", FUZZER),
+        (
+            "the same of the fuzzer, which is outside the workspace",
+            FUZZER,
+        ),
     ] {
         check(
             &mut failed,

@@ -159,7 +159,7 @@ impl Registry {
         let mut body = response.bytes_stream();
         let mut bytes = Vec::new();
         while let Some(piece) = body.next().await {
-            let piece = piece.map_err(|error| transport(&url, &error))?;
+            let piece = piece.map_err(|error| transport(&url, error))?;
             if (bytes.len() + piece.len()) as u64 > DOCUMENT_LIMIT {
                 return Err(content(
                     &url,
@@ -210,7 +210,7 @@ impl Registry {
         };
         let bytes = response
             .bytes_stream()
-            .map(move |piece| piece.map_err(|error| transport(&url, &error)));
+            .map(move |piece| piece.map_err(|error| transport(&url, error)));
         Ok(BlobStream {
             from: start,
             bytes: Box::pin(bytes),
@@ -252,7 +252,7 @@ impl Registry {
             let response = request
                 .send()
                 .await
-                .map_err(|error| transport(url, &error))?;
+                .map_err(|error| transport(url, error))?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && !tried_to_log_in {
                 tried_to_log_in = true;
@@ -323,7 +323,7 @@ impl Registry {
                 let response = request
                     .send()
                     .await
-                    .map_err(|error| transport(&token_url, &error))?;
+                    .map_err(|error| transport(&token_url, error))?;
                 if !response.status().is_success() {
                     return Err(RegistryError::Status {
                         url: token_url.to_string(),
@@ -334,7 +334,7 @@ impl Registry {
                 let mut bytes = Vec::new();
                 let mut body = response.bytes_stream();
                 while let Some(piece) = body.next().await {
-                    bytes.extend_from_slice(&piece.map_err(|error| transport(&token_url, &error))?);
+                    bytes.extend_from_slice(&piece.map_err(|error| transport(&token_url, error))?);
                     if bytes.len() > 64 * 1024 {
                         return Err(content(
                             &token_url,
@@ -449,10 +449,11 @@ pub fn range_start(header: &str) -> Option<u64> {
         .ok()
 }
 
-fn transport(url: &Url, error: &reqwest::Error) -> RegistryError {
+fn transport(url: &Url, error: reqwest::Error) -> RegistryError {
     RegistryError::Transport {
         url: url.to_string(),
-        reason: chain(error),
+        // Which URL is told already.
+        reason: chain(&error.without_url()),
     }
 }
 
