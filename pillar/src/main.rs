@@ -26,7 +26,7 @@ usage: pillar [run] [options]
   --lib DIR      what the image brings (/usr/lib/skerry)
   --tpm PATH     TPM: a device file, or the unix socket of a simulated one (/dev/tpmrm0)
   --status FILE  where status lines go (the kernel's consoles)
-  --guest        this machine is not the agent's own: its clock, boot loader, journal and resolv.conf stay as they are
+  --shared-host  this machine is not the agent's own: its clock, boot loader, journal and resolv.conf stay as they are
   --version      print the version";
 
 fn main() -> ExitCode {
@@ -120,7 +120,7 @@ fn options(
     let mut options = Options::default();
     let mut status = None;
     while let Some(argument) = arguments.next() {
-        if argument == "--guest" {
+        if argument == "--shared-host" {
             options.owns_machine = false;
             continue;
         }

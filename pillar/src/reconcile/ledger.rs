@@ -10,7 +10,7 @@
 //!
 //! 1. The copy is taken: whatever runs, was started with what stands there.
 //! 2. Without a copy a new ledger is begun, but only when no app runs any more: what runs is killed first
-//!    ([`super::ground`]), since nobody knows which uids, taps and addresses it holds.
+//!    ([`super::allocation`]), since nobody knows which uids, taps and addresses it holds.
 //!
 //! Either way an operator is told. A disk that merely refuses for now is no loss: it is asked again.
 
@@ -41,14 +41,19 @@ const FIRST_SUBORDINATE_ID: u32 = 0x1000_0000;
 #[serde(try_from = "u32", into = "u32")]
 pub struct AppNumber(u32);
 
-impl TryFrom<u32> for AppNumber {
-    type Error = String;
+/// A number that no app can have.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no app's number")]
+pub struct NoAppNumber(u32);
 
-    fn try_from(number: u32) -> Result<Self, String> {
+impl TryFrom<u32> for AppNumber {
+    type Error = NoAppNumber;
+
+    fn try_from(number: u32) -> Result<Self, NoAppNumber> {
         if number < APP_NUMBERS {
             Ok(Self(number))
         } else {
-            Err(format!("{number} is no app's number"))
+            Err(NoAppNumber(number))
         }
     }
 }

@@ -1,20 +1,20 @@
 //! The reconcilers: they make the device what it should be, and tell what it is.
 //!
 //! ```text
-//!            +--> ground (numbers, addresses) --+--------> network --+
-//! desired ---+                                  +--> volume --+      +--> workload --+
-//!            +--> content --------------------------^--------------------^           |
-//!                    |                                |       |          |           v
-//!                    +--------------------------------+-------+----------+-----> observed
+//!            +--> allocation (numbers, addresses) --+--------> network --+
+//! desired ---+                                      +--> volume --+      +--> workload --+
+//!            +--> content ------------------------------^--------------------^           |
+//!                    |                                    |       |          |           v
+//!                    +------------------------------------+-------+----------+-----> observed
 //! ```
 //!
 //! Each follows what it needs through a channel that holds only the latest value, compares it with what is there, and does
 //! the next step; a lost event costs a delay, never a wrong state. Nothing of a running app depends on the agent: VMs and
 //! containers run in units of systemd and are found again when the agent starts.
 
+pub mod allocation;
 pub mod content;
 pub mod delay;
-pub mod ground;
 pub mod ledger;
 pub mod network;
 pub mod volume;
@@ -26,9 +26,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use self::allocation::{Allocated, Base};
 use self::content::Contents;
 use self::content::store::Store;
-use self::ground::{Base, Ground};
 use self::network::Networks;
 use self::volume::Volumes;
 use self::workload::app::{Apps, Context};
@@ -89,7 +89,7 @@ async fn run(
     if nothing_known && desired.changed().await.is_err() {
         return;
     }
-    let (ground_told, ground) = watch::channel(Arc::new(Ground::default()));
+    let (allocated_told, allocated) = watch::channel(Arc::new(Allocated::default()));
     let (contents_told, contents) = watch::channel(Arc::new(Contents::new()));
     let (volumes_told, volumes) = watch::channel(Arc::new(Volumes::new()));
     let (networks_told, networks) = watch::channel(Arc::new(Networks::new()));
@@ -101,17 +101,17 @@ async fn run(
     tasks.spawn(content::run(desired.clone(), store, contents_told));
     {
         let (paths, units) = (base.paths.clone(), base.units.clone());
-        let (mut ground, contents) = (ground.clone(), contents.clone());
+        let (mut allocated, contents) = (allocated.clone(), contents.clone());
         let freed = gone.clone();
         let sources = workload::Sources {
-            ground: ground.clone(),
+            allocated: allocated.clone(),
             contents: contents.clone(),
             volumes: volumes.clone(),
             networks: networks.clone(),
         };
         tasks.spawn(async move {
-            // Nobody acts before the first ground is there: an empty one would take everything away.
-            if ground.changed().await.is_err() {
+            // Nobody acts before the first allocation is there: an empty one would take everything away.
+            if allocated.changed().await.is_err() {
                 return;
             }
             let context = Context {
@@ -120,13 +120,13 @@ async fn run(
                 apps: apps_told,
             };
             tokio::join!(
-                network::run(ground.clone(), paths.clone(), units, networks_told),
-                volume::run(ground.clone(), contents, paths, volumes_told),
+                network::run(allocated.clone(), paths.clone(), units, networks_told),
+                volume::run(allocated.clone(), contents, paths, volumes_told),
                 workload::run(sources, context, freed),
             );
         });
     }
-    tasks.spawn(ground::run(desired, base, gone, ground_told));
+    tasks.spawn(allocation::run(desired, base, gone, allocated_told));
     tasks.spawn(tell(contents, volumes, networks, apps, told));
     // None of them ends while the desired state has a source.
     tasks.join_next().await;

@@ -183,7 +183,7 @@ impl Device {
         let status = self.dir.path().join("status");
         let child = Command::new(env!("CARGO_BIN_EXE_pillar"))
             .arg("run")
-            .arg("--guest")
+            .arg("--shared-host")
             .args([Path::new("--config"), &paths.config])
             .args([Path::new("--persist"), &paths.persist])
             .args([Path::new("--run"), &paths.run])

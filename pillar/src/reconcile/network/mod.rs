@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use self::links::{LinkError, Links};
 use self::plan::{Wanted, WantedNetwork};
+use super::allocation::Allocated;
 use super::delay::LOCAL;
-use super::ground::Ground;
 use crate::domain::ids::NetworkId;
 use crate::domain::observed::{NetworkStatus, Trouble};
 use crate::host::files::{self, FileError};
@@ -59,7 +59,7 @@ pub enum NetworkError {
 
 /// Follows the desired state for ever.
 pub async fn run(
-    mut ground: watch::Receiver<Arc<Ground>>,
+    mut allocated: watch::Receiver<Arc<Allocated>>,
     paths: Paths,
     units: Arc<dyn Units>,
     changed: watch::Sender<Arc<Networks>>,
@@ -72,8 +72,8 @@ pub async fn run(
     };
     let mut failures = 0;
     loop {
-        let wanted = plan::wanted(&ground.borrow_and_update());
-        let names: BTreeMap<NetworkId, String> = ground
+        let wanted = plan::wanted(&allocated.borrow_and_update());
+        let names: BTreeMap<NetworkId, String> = allocated
             .borrow()
             .desired
             .networks
@@ -119,7 +119,7 @@ pub async fn run(
         // Without networks there is nothing to look at.
         let idle = wanted.networks.is_empty() && errors.is_empty();
         tokio::select! {
-            result = ground.changed() => if result.is_err() { return },
+            result = allocated.changed() => if result.is_err() { return },
             () = tokio::time::sleep_until(again), if !idle => {}
         }
     }
@@ -374,7 +374,7 @@ mod tests {
                 },
             );
         }
-        let wanted = plan::wanted(&Ground {
+        let wanted = plan::wanted(&Allocated {
             ledger: Ledger::default().update(&desired, &BTreeSet::new()),
             desired: Arc::new(desired),
         });

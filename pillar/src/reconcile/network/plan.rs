@@ -9,7 +9,7 @@ use super::dnsmasq::{Host, Service};
 use super::nft::{FilteredMap, FilteredNetwork};
 use crate::domain::desired::Runtime;
 use crate::domain::ids::{AppId, NetworkId};
-use crate::reconcile::ground::Ground;
+use crate::reconcile::allocation::Allocated;
 use crate::reconcile::ledger::{Port, bridge_mac, mac};
 
 /// Alias of the links that are ours; what does not carry it is not touched. Taps carry their owner's uid after it.
@@ -64,10 +64,10 @@ impl Wanted {
 
 /// Works out how the network is to look.
 #[must_use]
-pub fn wanted(ground: &Ground) -> Wanted {
+pub fn wanted(allocated: &Allocated) -> Wanted {
     let mut wanted = Wanted::default();
-    for (id, network) in &ground.desired.networks {
-        let Some(number) = ground.ledger.network(*id) else {
+    for (id, network) in &allocated.desired.networks {
+        let Some(number) = allocated.ledger.network(*id) else {
             continue;
         };
         let bridge = number.bridge();
@@ -92,8 +92,8 @@ pub fn wanted(ground: &Ground) -> Wanted {
         );
     }
     let mut ports_taken: BTreeMap<(u8, u16), String> = BTreeMap::new();
-    for (app, about) in &ground.desired.apps {
-        let Some(number) = ground.ledger.app(*app) else {
+    for (app, about) in &allocated.desired.apps {
+        let Some(number) = allocated.ledger.app(*app) else {
             continue;
         };
         for (interface, plug) in about.interfaces.iter().enumerate() {
@@ -109,7 +109,7 @@ pub fn wanted(ground: &Ground) -> Wanted {
             } else {
                 network.taps.push((number.tap(interface), number.uid()));
             }
-            let Some(address) = ground.ledger.lease(plug.network, port) else {
+            let Some(address) = allocated.ledger.lease(plug.network, port) else {
                 network.conflicts.push(format!(
                     "no address is free for the app {}; enlarge the range",
                     about.name

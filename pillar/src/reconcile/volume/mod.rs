@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use self::make::MakeError;
 use self::plan::{FileName, Step};
+use super::allocation::Allocated;
 use super::content::{Contents, sleep_until};
 use super::delay::LOCAL;
-use super::ground::Ground;
 use crate::domain::ids::VolumeId;
 use crate::domain::observed::{Trouble, VolumeStatus};
 use crate::host::files::{self, FileError, fail};
@@ -50,7 +50,7 @@ struct Failure {
 
 /// Follows the desired state and the contents for ever.
 pub async fn run(
-    mut ground: watch::Receiver<Arc<Ground>>,
+    mut allocated: watch::Receiver<Arc<Allocated>>,
     mut contents: watch::Receiver<Arc<Contents>>,
     paths: Paths,
     changed: watch::Sender<Arc<Volumes>>,
@@ -60,7 +60,7 @@ pub async fn run(
     let mut dir_failures = 0;
     loop {
         let (wanted, here) = (
-            ground.borrow_and_update().clone(),
+            allocated.borrow_and_update().clone(),
             contents.borrow_and_update().clone(),
         );
         let mut retry = None;
@@ -80,7 +80,7 @@ pub async fn run(
             .chain(retry)
             .min();
         tokio::select! {
-            result = ground.changed() => if result.is_err() { return },
+            result = allocated.changed() => if result.is_err() { return },
             result = contents.changed() => if result.is_err() { return },
             () = sleep_until(retry) => {}
             () = tokio::time::sleep(MEASURE_EVERY), if !wanted.desired.volumes.is_empty() => {}
@@ -91,7 +91,7 @@ pub async fn run(
 /// Looks at everything once, removes what is surplus and makes at most one volume. Gives whether it made or tried one.
 async fn pass(
     dir: &PathBuf,
-    ground: &Ground,
+    allocated: &Allocated,
     contents: &Contents,
     failures: &mut BTreeMap<VolumeId, Failure>,
     changed: &watch::Sender<Arc<Volumes>>,
@@ -102,13 +102,13 @@ async fn pass(
         .iter()
         .filter_map(|name| FileName::parse(name))
         .collect();
-    let desired = &ground.desired;
+    let desired = &allocated.desired;
     failures.retain(|id, _| desired.volumes.contains_key(id));
     let mut states = Volumes::new();
     let mut keep = Vec::new();
     let mut next = None;
     for (id, volume) in &desired.volumes {
-        let generation = ground.ledger.generation(*id, volume.generation);
+        let generation = allocated.ledger.generation(*id, volume.generation);
         let kind = desired
             .contents
             .get(&volume.content)

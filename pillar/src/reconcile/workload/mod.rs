@@ -25,8 +25,8 @@ use tokio::task::JoinSet;
 
 use self::app::{Actor, Context, Input};
 use self::life::Want;
+use super::allocation::{Allocated, apps_with_a_directory};
 use super::content::Contents;
-use super::ground::{Ground, apps_with_a_directory};
 use super::ledger::Port;
 use super::network::Networks;
 use super::volume::Volumes;
@@ -36,7 +36,7 @@ use crate::host::units::{APP_UNITS, app_of};
 /// What the workload reconciler follows.
 pub struct Sources {
     /// What is wanted.
-    pub ground: watch::Receiver<Arc<Ground>>,
+    pub allocated: watch::Receiver<Arc<Allocated>>,
     /// Images.
     pub contents: watch::Receiver<Arc<Contents>>,
     /// Disks.
@@ -51,15 +51,15 @@ pub async fn run(mut sources: Sources, context: Context, gone: Arc<Notify>) {
     let mut inputs: BTreeMap<AppId, watch::Sender<Input>> = BTreeMap::new();
     let mut actors: JoinSet<AppId> = JoinSet::new();
     loop {
-        let ground = sources.ground.borrow_and_update().clone();
+        let allocated = sources.allocated.borrow_and_update().clone();
         let contents = sources.contents.borrow_and_update().clone();
         let volumes = sources.volumes.borrow_and_update().clone();
         let networks = sources.networks.borrow_and_update().clone();
-        let mut ids: BTreeSet<AppId> = ground.desired.apps.keys().copied().collect();
+        let mut ids: BTreeSet<AppId> = allocated.desired.apps.keys().copied().collect();
         ids.extend(inputs.keys().copied());
         ids.append(&mut found);
         for id in ids {
-            let input = input(id, &ground, &contents, &volumes, &networks);
+            let input = input(id, &allocated, &contents, &volumes, &networks);
             match inputs.get(&id) {
                 Some(sender) => {
                     sender.send_if_modified(|current| {
@@ -76,7 +76,7 @@ pub async fn run(mut sources: Sources, context: Context, gone: Arc<Notify>) {
             }
         }
         tokio::select! {
-            result = sources.ground.changed() => if result.is_err() { return },
+            result = sources.allocated.changed() => if result.is_err() { return },
             result = sources.contents.changed() => if result.is_err() { return },
             result = sources.volumes.changed() => if result.is_err() { return },
             result = sources.networks.changed() => if result.is_err() { return },
@@ -112,12 +112,12 @@ async fn found(context: &Context) -> BTreeSet<AppId> {
 /// What is wanted of one app.
 fn input(
     id: AppId,
-    ground: &Ground,
+    allocated: &Allocated,
     contents: &Contents,
     volumes: &Volumes,
     networks: &Networks,
 ) -> Input {
-    let Some(app) = ground.desired.apps.get(&id) else {
+    let Some(app) = allocated.desired.apps.get(&id) else {
         return Input {
             name: id.to_string(),
             want: Want::Remove,
@@ -131,13 +131,13 @@ fn input(
         .iter()
         .enumerate()
         .filter_map(|(interface, plug)| {
-            let address = ground
+            let address = allocated
                 .ledger
                 .lease(plug.network, Port { app: id, interface })?;
             Some((plug.name.clone(), address))
         })
         .collect();
-    let number = ground.ledger.app(id);
+    let number = allocated.ledger.app(id);
     let links = app
         .interfaces
         .iter()
@@ -145,7 +145,7 @@ fn input(
         .filter_map(|(interface, plug)| Some((plug.name.clone(), number?.tap(interface))))
         .collect();
     let (want, trouble) = if app.activate {
-        match start::resolve(id, app, ground, contents, volumes, networks) {
+        match start::resolve(id, app, allocated, contents, volumes, networks) {
             Ok(start) => (Want::Run(Arc::new(start)), None),
             Err(trouble) => (Want::Prepare, trouble),
         }

@@ -12,11 +12,11 @@ use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
 use serde::Serialize;
 
+use super::super::allocation::Allocated;
 use super::super::content::Contents;
 use super::super::content::image::Image;
 use super::super::content::manifest::ImageConfig;
 use super::super::content::rootfs::Notes;
-use super::super::ground::Ground;
 use super::super::ledger::{AppNumber, Port, mac};
 use super::super::network::Networks;
 use super::super::volume::Volumes;
@@ -138,16 +138,16 @@ pub type NotReady = Option<Trouble>;
 pub fn resolve(
     id: AppId,
     app: &App,
-    ground: &Ground,
+    allocated: &Allocated,
     contents: &Contents,
     volumes: &Volumes,
     networks: &Networks,
 ) -> Result<Start, NotReady> {
-    let number = ground.ledger.app(id).ok_or(None)?;
+    let number = allocated.ledger.app(id).ok_or(None)?;
     let mut disks = Vec::new();
     let mut image = None;
     for (index, mount) in app.volumes.iter().enumerate() {
-        let wanted = ground.desired.volumes.get(&mount.volume).ok_or(None)?;
+        let wanted = allocated.desired.volumes.get(&mount.volume).ok_or(None)?;
         let content = contents.get(&wanted.content).ok_or(None)?;
         let Some(here) = &content.image else {
             return Err(content.status.trouble.clone());
@@ -157,7 +157,7 @@ pub fn resolve(
         }
         let volume = volumes.get(&mount.volume).ok_or(None)?;
         let current =
-            volume.generation >= ground.ledger.generation(mount.volume, wanted.generation);
+            volume.generation >= allocated.ledger.generation(mount.volume, wanted.generation);
         match &volume.status.path {
             Some(path) if volume.status.ready && current => disks.push(StartDisk {
                 path: path.clone(),
@@ -172,9 +172,9 @@ pub fn resolve(
     let mut dns = Vec::new();
     for (interface, plug) in app.interfaces.iter().enumerate() {
         let port = Port { app: id, interface };
-        let wanted = ground.desired.networks.get(&plug.network).ok_or(None)?;
+        let wanted = allocated.desired.networks.get(&plug.network).ok_or(None)?;
         let network = networks.get(&plug.network).ok_or(None)?;
-        let address = ground.ledger.lease(plug.network, port);
+        let address = allocated.ledger.lease(plug.network, port);
         // The lease is told after the tap was made.
         let told = network.leases.contains_key(&id);
         let (Some(address), true, true) = (address, network.up, told) else {

@@ -1,4 +1,4 @@
-//! The common ground of the reconcilers: the desired state together with the numbers and addresses given out for it, so
+//! What the reconcilers stand on: the desired state together with the numbers and addresses given out for it, so
 //! that network, volume and workload speak of the same tap and the same file.
 //!
 //! ```text
@@ -31,14 +31,14 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// The desired state and what was given out for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ground {
+pub struct Allocated {
     /// What is wanted.
     pub desired: Arc<Desired>,
     /// What was given out for it; on the disk before it is told.
     pub ledger: Ledger,
 }
 
-/// Why there is no ground.
+/// Why nothing could be allocated.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     /// The disk.
@@ -55,7 +55,7 @@ enum Error {
     Fault(#[from] tokio::task::JoinError),
 }
 
-/// What ground stands on.
+/// What allocating needs.
 pub struct Base {
     /// Where things lie.
     pub paths: Paths,
@@ -70,7 +70,7 @@ pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     base: Base,
     gone: Arc<Notify>,
-    changed: watch::Sender<Arc<Ground>>,
+    changed: watch::Sender<Arc<Allocated>>,
 ) {
     let file = LedgerFile::at(&base.paths);
     let mut known: Option<Ledger> = None;
@@ -81,14 +81,14 @@ pub async fn run(
             Ok(ledger) => {
                 base.status.clear(Topic::Ledger);
                 known = Some(ledger.clone());
-                let ground = Ground {
+                let allocated = Allocated {
                     desired: wanted,
                     ledger,
                 };
                 changed.send_if_modified(|current| {
                     // Also if it is equal the first time: it is not the value that the channel was made with, but known.
-                    let differs = first || **current != ground;
-                    *current = Arc::new(ground);
+                    let differs = first || **current != allocated;
+                    *current = Arc::new(allocated);
                     differs
                 });
                 first = false;
