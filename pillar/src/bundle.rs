@@ -124,14 +124,15 @@ impl Bundle {
         let root_name = "root-certificate.pem";
         let root_pem = text(root_name)?.into_bytes();
         let root = certificates(&root_pem)
-            .map_err(|reason| content(root_name, &reason))?
+            .map_err(|error| content(root_name, &error.to_string()))?
             .into_iter()
             .next()
             .ok_or_else(|| content(root_name, "holds no certificate"))?;
 
         let tls_name = "v2tlsbaseroot-certificates.pem";
         let mut tls_roots = match text(tls_name) {
-            Ok(pem) => certificates(pem.as_bytes()).map_err(|reason| content(tls_name, &reason))?,
+            Ok(pem) => certificates(pem.as_bytes())
+                .map_err(|error| content(tls_name, &error.to_string()))?,
             Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Vec::new()
             }
@@ -176,14 +177,17 @@ impl Bundle {
     }
 }
 
+/// A text that should be PEM and is not.
+#[derive(Debug, thiserror::Error)]
+#[error("not PEM certificates: {0}")]
+pub struct PemError(#[from] rustls_pki_types::pem::Error);
+
 /// The certificates of a PEM text.
 ///
 /// # Errors
 /// When there is something between the markers that is not base64.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| format!("not PEM certificates: {error}"))
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    Ok(CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use protocol::authority::Authority;
+use protocol::authority::{Authority, AuthorityError};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::meta::Condition;
@@ -66,25 +67,40 @@ impl fmt::Display for RegistryUrl {
 }
 
 impl FromStr for RegistryUrl {
-    type Err = String;
+    type Err = RegistryUrlError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, RegistryUrlError> {
         let rest = text
             .strip_prefix("docker://")
-            .ok_or_else(|| format!("`{text}` must begin with docker://"))?;
+            .ok_or_else(|| RegistryUrlError::Scheme(text.to_owned()))?;
         Authority::or_port(rest.strip_suffix('/').unwrap_or(rest), HTTPS)
             .map(|authority| Self { authority })
-            .map_err(|error| {
-                format!(
-                    "`{text}` must be docker://HOST or docker://HOST:PORT, without a path: {error}"
-                )
+            .map_err(|source| RegistryUrlError::Authority {
+                text: text.to_owned(),
+                source,
             })
     }
 }
 
+/// Why a text is not a [`RegistryUrl`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RegistryUrlError {
+    /// It begins with something else.
+    #[error("`{0}` must begin with docker://")]
+    Scheme(String),
+    /// What follows is no host.
+    #[error("`{text}` must be docker://HOST or docker://HOST:PORT, without a path: {source}")]
+    Authority {
+        /// The whole text.
+        text: String,
+        /// What is wrong.
+        source: AuthorityError,
+    },
+}
+
 fn validate(spec: &DatastoreSpec, errors: &mut Vec<FieldError>) {
-    if let Err(message) = spec.url.parse::<RegistryUrl>() {
-        errors.push(FieldError::new("spec.url", message));
+    if let Err(error) = spec.url.parse::<RegistryUrl>() {
+        errors.push(FieldError::new("spec.url", error.to_string()));
     }
     if let Some(pem) = &spec.ca_certificates {
         if pem.len() > MAX_CERTIFICATES {

@@ -23,7 +23,9 @@ pub use app::{
     App, AppPhase, AppSpec, AppStatus, AppType, DiskFormat, ImageSource, Isolation, PortMap,
     Protocol, Resources,
 };
-pub use datastore::{Datastore, DatastoreSpec, DatastoreStatus, DatastoreType, RegistryUrl};
+pub use datastore::{
+    Datastore, DatastoreSpec, DatastoreStatus, DatastoreType, RegistryUrl, RegistryUrlError,
+};
 pub use device::{
     Attestation, AttestationConclusion, AttestationLevel, ConfigStatus, Device, DevicePhase,
     DeviceSpec, DeviceStatus, Hardware, Interface, MemoryStatus, ProcessMemory, ReportedError,

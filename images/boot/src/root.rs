@@ -53,10 +53,10 @@ fn mount_found(found: &Found, arguments: &RootArguments, target: &str) -> Result
     let superblock = read_at(&mut file, arguments.verity_offset, verity::SUPERBLOCK_LEN)
         .map_err(Error::system("read the verity superblock of", &node))?;
     let superblock =
-        verity::parse(&superblock, arguments.verity_offset, found.size).map_err(|reason| {
+        verity::parse(&superblock, arguments.verity_offset, found.size).map_err(|error| {
             Error::BadRoot {
                 device: node.clone(),
-                reason,
+                reason: error.to_string(),
             }
         })?;
     let line = verity::table(

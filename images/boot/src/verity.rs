@@ -9,6 +9,42 @@ use imaging::parts::RootHash;
 /// Length of the superblock, bytes.
 pub const SUPERBLOCK_LEN: usize = 512;
 
+/// Why a root file system's superblock is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    /// It ends too early.
+    #[error("the superblock is cut short")]
+    Short,
+    /// Something else lies there.
+    #[error("there is no verity superblock")]
+    Absent,
+    /// It is of another kind than veritysetup makes.
+    #[error("its verity superblock has version {version}, type {kind}; 1 and 1 are known")]
+    Version {
+        /// Version of the superblock.
+        version: u32,
+        /// Type of the hash tree.
+        kind: u32,
+    },
+    /// The tree is made with another hash.
+    #[error("its hash algorithm is not sha256")]
+    Algorithm,
+    /// A block size is no power of two between 512 and 65536.
+    #[error("its verity superblock has a block size of {0}")]
+    BlockSize(u32),
+    /// The data would not end before the superblock, or the tree not in the partition.
+    #[error("its verity superblock at byte {offset} counts {data_blocks} blocks of data before it")]
+    Extent {
+        /// Where the superblock lies.
+        offset: u64,
+        /// What it says.
+        data_blocks: u64,
+    },
+    /// The salt is longer than the format has room for.
+    #[error("its verity superblock has a salt of {0} bytes")]
+    Salt(usize),
+}
+
 /// What a superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -19,14 +55,10 @@ pub struct Superblock {
 }
 
 /// Reads the superblock that lies at byte `offset` of a partition of `size` bytes.
-pub fn parse(bytes: &[u8], offset: u64, size: u64) -> Result<Superblock, String> {
-    let field = |at: usize, len: usize| {
-        bytes
-            .get(at..at + len)
-            .ok_or_else(|| "the superblock is cut short".to_owned())
-    };
+pub fn parse(bytes: &[u8], offset: u64, size: u64) -> Result<Superblock, SuperblockError> {
+    let field = |at: usize, len: usize| bytes.get(at..at + len).ok_or(SuperblockError::Short);
     let le32 = |at| {
-        Ok::<u32, String>(
+        Ok::<u32, SuperblockError>(
             field(at, 4)?
                 .iter()
                 .rev()
@@ -34,22 +66,20 @@ pub fn parse(bytes: &[u8], offset: u64, size: u64) -> Result<Superblock, String>
         )
     };
     if field(0, 8)? != b"verity\0\0" {
-        return Err("there is no verity superblock".to_owned());
+        return Err(SuperblockError::Absent);
     }
     let (version, kind) = (le32(8)?, le32(12)?);
     if (version, kind) != (1, 1) {
-        return Err(format!(
-            "its verity superblock has version {version}, type {kind}; 1 and 1 are known"
-        ));
+        return Err(SuperblockError::Version { version, kind });
     }
     let name = field(32, 32)?;
     if name.split(|b| *b == 0).next() != Some(b"sha256") {
-        return Err("its hash algorithm is not sha256".to_owned());
+        return Err(SuperblockError::Algorithm);
     }
     let (data_block, hash_block) = (le32(64)?, le32(68)?);
     for block in [data_block, hash_block] {
         if !(512..=65536).contains(&block) || !block.is_power_of_two() {
-            return Err(format!("its verity superblock has a block size of {block}"));
+            return Err(SuperblockError::BlockSize(block));
         }
     }
     let data_blocks = (u64::from(le32(76)?) << 32) | u64::from(le32(72)?);
@@ -57,16 +87,15 @@ pub fn parse(bytes: &[u8], offset: u64, size: u64) -> Result<Superblock, String>
         .checked_mul(u64::from(data_block))
         .filter(|len| *len > 0 && *len <= offset);
     if data_len.is_none() || offset >= size || !offset.is_multiple_of(u64::from(hash_block)) {
-        return Err(format!(
-            "its verity superblock at byte {offset} counts {data_blocks} blocks of data before it"
-        ));
+        return Err(SuperblockError::Extent {
+            offset,
+            data_blocks,
+        });
     }
     let salt_len = usize::from(field(80, 1)?.first().copied().unwrap_or(0))
         | usize::from(field(81, 1)?.first().copied().unwrap_or(0)) << 8;
     if salt_len > 256 {
-        return Err(format!(
-            "its verity superblock has a salt of {salt_len} bytes"
-        ));
+        return Err(SuperblockError::Salt(salt_len));
     }
     Ok(Superblock {
         data_block,
@@ -172,7 +201,7 @@ mod tests {
         ] {
             let mut bytes = superblock();
             bytes[at] = value;
-            let error = parse(&bytes, OFFSET, SIZE).unwrap_err();
+            let error = parse(&bytes, OFFSET, SIZE).unwrap_err().to_string();
             assert!(error.contains(reason), "byte {at}: {error}");
         }
         for len in 0..92 {

@@ -361,7 +361,7 @@ fn parts(data: &[u8]) {
     let Ok(read) = Parts::parse(data) else {
         return;
     };
-    assert_eq!(Parts::parse(&read.to_json()), Ok(read.clone()));
+    assert_eq!(Parts::parse(&read.to_json()).unwrap(), read);
     assert!(
         !read.uki_name().contains(['/', '\\', '\0']),
         "{}",

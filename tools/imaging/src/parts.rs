@@ -190,6 +190,28 @@ impl fmt::Display for RootHash {
     }
 }
 
+/// Why a text is not `parts.json`, without its path: the caller knows it.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// It is no JSON, or other JSON.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A file is not in it.
+    #[error("it does not list {0}")]
+    NotListed(PartName),
+    /// A file without bytes.
+    #[error("it lists {0} as empty")]
+    Empty(PartName),
+    /// The hash tree cannot lie where it says.
+    #[error("its verityOffset {offset} is not a multiple of 4096 inside root.img ({root} bytes)")]
+    VerityOffset {
+        /// What it says.
+        offset: u64,
+        /// Size of the root file system with its tree.
+        root: u64,
+    },
+}
+
 /// What `parts.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -207,28 +229,27 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Reads `parts.json` text. Says what is wrong without the path: the caller knows it.
-    pub fn parse(json: &[u8]) -> Result<Self, String> {
-        let parts: Self = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    /// Reads `parts.json` text.
+    pub fn parse(json: &[u8]) -> Result<Self, PartsError> {
+        let parts: Self = serde_json::from_slice(json)?;
+        let size_of = |name| {
+            let file = parts.files.get(&name).ok_or(PartsError::NotListed(name))?;
+            Ok::<_, PartsError>(file.size)
+        };
         for name in PartName::ALL {
-            let size = parts
-                .files
-                .get(&name)
-                .ok_or_else(|| format!("it does not list {name}"))?
-                .size;
-            if size == 0 {
-                return Err(format!("it lists {name} as empty"));
+            if size_of(name)? == 0 {
+                return Err(PartsError::Empty(name));
             }
         }
-        let root = parts.file(PartName::Root).map_err(|e| e.to_string())?.size;
+        let root = size_of(PartName::Root)?;
         if !parts.verity_offset.is_multiple_of(4096)
             || parts.verity_offset == 0
             || parts.verity_offset >= root
         {
-            return Err(format!(
-                "its verityOffset {} is not a multiple of 4096 inside root.img ({root} bytes)",
-                parts.verity_offset
-            ));
+            return Err(PartsError::VerityOffset {
+                offset: parts.verity_offset,
+                root,
+            });
         }
         Ok(parts)
     }
@@ -244,7 +265,10 @@ impl Parts {
             return Err(Error::BadParts { path, reason });
         }
         let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        Self::parse(&json).map_err(|reason| Error::BadParts { path, reason })
+        Self::parse(&json).map_err(|error| Error::BadParts {
+            path,
+            reason: error.to_string(),
+        })
     }
 
     /// Measures the files in `dir` and returns their description, not yet written.
@@ -437,7 +461,9 @@ mod tests {
             ("debug", "test", "unknown variant"),
         ] {
             assert!(good.contains(from), "{from}");
-            let error = Parts::parse(good.replace(from, to).as_bytes()).unwrap_err();
+            let error = Parts::parse(good.replace(from, to).as_bytes())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(reason), "{from} -> {to}: {error}");
         }
         assert!(Parts::parse(b"{}").is_err());
