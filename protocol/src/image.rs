@@ -9,6 +9,10 @@ use thiserror::Error;
 
 use crate::digest::{Digest, DigestError};
 
+/// Largest manifest, index or image config that is pushed or pulled, in bytes: what registries should at least take
+/// (OCI distribution specification, "Pushing Manifests").
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
 /// Longest repository name, in bytes (OCI distribution specification: registries commonly allow 255 with the host).
 const MAX_REPOSITORY: usize = 255;
 

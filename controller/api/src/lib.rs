@@ -34,7 +34,7 @@ pub use device::{
 pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label};
 pub use object::{Invalid, List, Object, WatchEvent, WatchEventType};
 pub use problem::{FieldError, Problem};
-pub use protocol::image::ImageReference;
+pub use protocol::image::{ImageReference, MAX_MANIFEST};
 pub use session::{ImageBundle, LogEntry, TokenRequest, TokenResponse};
 
 /// The `apiVersion` of every object here.

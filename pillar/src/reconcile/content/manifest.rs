@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::domain::desired::ContentKind;
 
-/// Largest manifest, index or config that is read (4 MiB: what registries accept, too).
-pub const DOCUMENT_LIMIT: u64 = 4 * 1024 * 1024;
+/// Largest manifest, index or config that is read.
+pub const DOCUMENT_LIMIT: u64 = protocol::image::MAX_MANIFEST;
 
 /// Most layers in an image. Docker stops at 127.
 const LAYER_LIMIT: usize = 128;

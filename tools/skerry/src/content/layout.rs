@@ -6,13 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use imaging::digest::Digest;
+use operator_api::MAX_MANIFEST;
 use serde::Deserialize;
 
 use super::{Blob, Manifest, Plan, Source};
 use crate::failure::Failure;
 
-/// Largest manifest or index, in bytes: what registries accept.
-const MAX_MANIFEST: u64 = 4 << 20;
 /// How deep indexes may lie in each other.
 const MAX_DEPTH: usize = 4;
 
