@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use protocol::authority::Authority;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use crate::tls::SYSTEM_ROOTS;
 #[derive(Clone, Debug)]
 pub struct Bundle {
     /// The controller.
-    pub server: Server,
+    pub server: Authority,
     /// Root of the controller's signing and encryption certificates, PEM.
     pub root_pem: Vec<u8>,
     /// Roots for the TLS connection, DER: those of the bundle and the root above, as EVE does.
@@ -28,52 +29,8 @@ pub struct Bundle {
     pub built_at: Option<SystemTime>,
 }
 
-/// Host and port of the controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
-    /// Name or address, IPv6 in brackets.
-    pub host: String,
-    /// TCP port, 443 if the file names none.
-    pub port: u16,
-}
-
-impl Server {
-    /// Reads `host` or `host:port`, with white space around it.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        let (host, port) = match text.rsplit_once(':') {
-            // The last colon of a bare IPv6 address in brackets is inside them.
-            Some((host, port)) if !port.contains(']') => {
-                (host, port.parse().ok().filter(|port| *port != 0)?)
-            }
-            _ => (text, 443),
-        };
-        let v6 = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'));
-        let good = match v6 {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty()
-                    && host.len() <= 253
-                    && host
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
-            }
-        };
-        good.then(|| Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
-
-    /// `host:port`.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        format!("{}:{}", self.host, self.port)
-    }
-}
+/// The port of a controller whose bundle names none.
+const HTTPS: u16 = 443;
 
 /// Why the bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +76,8 @@ impl Bundle {
             reason: reason.to_owned(),
         };
 
-        let server = Server::parse(&text("server")?)
-            .ok_or_else(|| content("server", "not host or host:port"))?;
+        let server = Authority::or_port(text("server")?.trim(), HTTPS)
+            .map_err(|error| content("server", &error.to_string()))?;
         let root_name = "root-certificate.pem";
         let root_pem = text(root_name)?.into_bytes();
         let root = certificates(&root_pem)
@@ -193,43 +150,6 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn servers() {
-        let good = [
-            ("controller.example:8443\n", "controller.example", 8443),
-            ("controller.example", "controller.example", 443),
-            ("192.0.2.1:443", "192.0.2.1", 443),
-            (" [2001:db8::1]:9 ", "[2001:db8::1]", 9),
-            ("[2001:db8::1]", "[2001:db8::1]", 443),
-        ];
-        for (text, host, port) in good {
-            assert_eq!(
-                Server::parse(text),
-                Some(Server {
-                    host: host.into(),
-                    port
-                }),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "\n",
-            ":443",
-            "host:",
-            "host:0",
-            "host:70000",
-            "ho st",
-            "a/b",
-            "a@b:1",
-            "[::1",
-            "[x]:1",
-            "2001:db8::1",
-        ] {
-            assert_eq!(Server::parse(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn a_missing_file_is_named() {

@@ -139,7 +139,7 @@ impl Context {
     pub fn out_of_contact(&self, error: &conn::Error) {
         self.contact
             .send_if_modified(|contact| std::mem::replace(&mut contact.up, false));
-        let server = self.conn.server().authority();
+        let server = self.conn.server().to_string();
         let reason = match error {
             conn::Error::Unreachable { reason, .. } => reason.clone(),
             error => error.to_string(),

@@ -129,7 +129,7 @@ async fn settle(ctx: &Context, id: DeviceId) {
     ctx.status.clear(Topic::Enrolment);
     ctx.status.say(
         Subject::Enrolment,
-        &format!("enrolled as {id} at {}", ctx.conn.server().authority()),
+        &format!("enrolled as {id} at {}", ctx.conn.server()),
     );
     ctx.conn.set_named();
     ctx.in_contact();

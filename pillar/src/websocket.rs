@@ -55,7 +55,7 @@ pub enum Error {
 /// [`Error`]; nothing takes longer than 15 s a step.
 pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
     let server = conn.server();
-    let url = format!("wss://{}{path}", server.authority());
+    let url = format!("wss://{server}{path}");
     let failed = |operation, reason| Error::Connect {
         operation,
         url: url.clone(),
@@ -65,19 +65,15 @@ pub async fn connect(conn: &Connection, path: &str) -> Result<Socket, Error> {
         operation,
         url: url.clone(),
     };
-    let bare = server
-        .host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    let tcp = timeout(DIAL, TcpStream::connect((bare.as_str(), server.port)))
+    let tcp = timeout(DIAL, TcpStream::connect((server.host(), server.port())))
         .await
         .map_err(|_| late("connecting to"))?
         .map_err(|error| failed("connecting to", error.to_string()))?;
     // Console keys are single bytes.
     tcp.set_nodelay(true)
         .map_err(|error| failed("connecting to", error.to_string()))?;
-    let name = ServerName::try_from(bare).map_err(|error| failed("naming", error.to_string()))?;
+    let name = ServerName::try_from(server.host().to_owned())
+        .map_err(|error| failed("naming", error.to_string()))?;
     let tls = timeout(DIAL, TlsConnector::from(conn.tls()).connect(name, tcp))
         .await
         .map_err(|_| late("TLS to"))?

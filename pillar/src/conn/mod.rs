@@ -17,6 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use protocol::authority::Authority;
 use protocol::envelope::{self, Envelope, EnvelopeError, MAX_REPLY};
 use protocol::keys::{CertHash, Signer};
 use protocol::paths;
@@ -27,7 +28,7 @@ use uuid::Uuid;
 
 use self::certs::Verified;
 pub use self::error::Error;
-use crate::bundle::{Bundle, Server};
+use crate::bundle::Bundle;
 use crate::chain::chain;
 use crate::clock::Clock;
 use crate::durable;
@@ -80,7 +81,7 @@ pub struct Connection {
 struct Inner {
     http: Client,
     tls: Arc<rustls::ClientConfig>,
-    server: Server,
+    server: Authority,
     root_pem: Vec<u8>,
     clock: Clock,
     status: Status,
@@ -139,7 +140,7 @@ impl Connection {
 
     /// The controller.
     #[must_use]
-    pub fn server(&self) -> &Server {
+    pub fn server(&self) -> &Authority {
         &self.inner.server
     }
 
@@ -306,7 +307,7 @@ impl Connection {
     /// The whole URL of a path.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("https://{}{path}", self.inner.server.authority())
+        format!("https://{}{path}", self.inner.server)
     }
 
     async fn send(

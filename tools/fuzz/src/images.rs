@@ -9,7 +9,7 @@ use guest_init::control::Lines;
 use guest_init::spec;
 use imaging::gpt::{self, Partition, SectorSize, Table};
 use imaging::{Bundle, Parts, fat};
-use pillar::bundle::Server;
+use protocol::authority::Authority;
 use uuid::Uuid;
 
 use crate::Target;
@@ -389,7 +389,7 @@ fn image_bundle(data: &[u8]) {
         return;
     };
     assert!(
-        Server::parse(&bundle.server).is_some(),
+        bundle.server.parse::<Authority>().is_ok(),
         "{:?}",
         bundle.server
     );

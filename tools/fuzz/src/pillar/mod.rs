@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Component;
 use std::time::{Duration, UNIX_EPOCH};
 
-use pillar::bundle::Server;
 use pillar::logs::journal;
 use pillar::reconcile::volume::plan::FileName;
 use pillar::reconcile::workload::guest;
 use pillar::report::procfs;
 use pillar::{bless, bundle, clock, durable, uplink};
+use protocol::authority::Authority;
 use serde_json::json;
 
 use crate::Target;
@@ -199,11 +199,11 @@ fn clock_floor(data: &[u8]) {
 
 fn server(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
-        && let Some(server) = Server::parse(text)
+        && let Ok(server) = Authority::or_port(text.trim(), 443)
     {
-        assert_ne!(server.port, 0);
-        assert!(!server.host.contains(['/', '@', '?', '#', ' ']) && server.host.is_ascii());
-        assert_eq!(Server::parse(&server.authority()), Some(server));
+        assert_ne!(server.port(), 0);
+        assert!(!server.host().contains(['/', '@', '?', '#', ' ']) && server.host().is_ascii());
+        assert_eq!(server.to_string().parse(), Ok(server));
     }
     let _ = bundle::certificates(data);
 }
