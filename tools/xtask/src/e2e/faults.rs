@@ -173,10 +173,11 @@ pub fn crash(story: &Story) -> Result<()> {
     let machine = manifest::machine("crash-vm", &device, yard.machine(), "qcow2", 8082);
     let machine = machine.replace("console=ttyS0", "console=ttyS0 rdinit=/nonexistent panic=1");
     yard.site().operator.apply(&machine)?;
-    let tries = tries(story, "crash-native", 4)?;
+    // Up to the fifth, whose delay of 16 seconds stands out on the busiest machine.
+    let tries = tries(story, "crash-native", 5)?;
     let ahead: Vec<i64> = tries.iter().map(|next| next.ahead).collect();
     ensure!(
-        ahead[ahead.len() - 1] > ahead[0] + 2,
+        ahead[ahead.len() - 1] > ahead[0] + 4,
         "the delays before a start do not grow: {ahead:?} s"
     );
     story.step(format!(
