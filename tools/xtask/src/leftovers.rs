@@ -5,6 +5,7 @@
 //! them here; and what a killed one left is found again, by the folder that their command lines name.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +22,8 @@ const PROGRAMS: [&str; 4] = [
     "docker-registry",
     "skerry-controll",
 ];
+/// Whether a signal came.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// How long they get to end by themselves.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -28,6 +31,7 @@ const GRACE: Duration = Duration::from_secs(15);
 pub fn end_when_interrupted(folder: &str) -> Result<()> {
     let folder = absolute(folder)?;
     ctrlc::set_handler(move || {
+        INTERRUPTED.store(true, Ordering::SeqCst);
         say("interrupted: ending what was started");
         if let Err(error) = end_in(&folder) {
             eprintln!("error: {error:#}");
@@ -36,6 +40,14 @@ pub fn end_when_interrupted(folder: &str) -> Result<()> {
         std::process::exit(130);
     })
     .context("listening for signals")
+}
+
+/// Stays here if this process was interrupted: what fails because its machines are being ended is no news, and the handler ends
+/// the process in a moment.
+pub fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 /// Ends what an earlier task left running in `folder`; says whether there was something.

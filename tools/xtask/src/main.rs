@@ -104,7 +104,9 @@ impl Task {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let outcome = run(Arguments::parse());
+    leftovers::wait_if_interrupted();
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

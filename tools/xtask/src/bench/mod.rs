@@ -98,7 +98,10 @@ pub fn run(names: &[String], json: Option<&PathBuf>) -> Result<bool> {
         let outcome = empty(&Path::new(FOLDER).join(bench.name)).and_then(|dir| (bench.run)(&dir));
         match outcome {
             Ok(measured) => rows.extend(measured),
-            Err(error) => failed.push(format!("{}: {error:#}", bench.name)),
+            Err(error) => {
+                leftovers::wait_if_interrupted();
+                failed.push(format!("{}: {error:#}", bench.name));
+            }
         }
     }
     println!(

@@ -16,7 +16,7 @@ pub fn spoilt_root(story: &Story) -> Result<()> {
     Disk::open(&pc.pc.drive(0))?.spoil_root()?;
     story.step("a bit in each 64 KiB of the root slot is turned");
     pc.pc.power_on()?;
-    // The kernel is told to start anew at the first wrong block; boot counting gives up after some tries.
+    // The kernel is told to start anew at the first wrong block. There is one UKI yet, and so nothing to fall back to.
     for _ in 0..2 {
         let line = pc
             .pc

@@ -206,6 +206,7 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
                 outcome.passed += 1;
             }
             Err(error) => {
+                leftovers::wait_if_interrupted();
                 tell_failure(test, &error);
                 outcome.failed += 1;
                 if spoilt.is_none()
