@@ -150,6 +150,8 @@ pub(crate) fn tool((name, version, features): (&str, &str, &[&str])) -> Result<P
             "install",
             "--quiet",
             "--locked",
+            // Neither runs for more than seconds; optimising them would take minutes.
+            "--debug",
             "--version",
             version,
             name,
@@ -158,6 +160,7 @@ pub(crate) fn tool((name, version, features): (&str, &str, &[&str])) -> Result<P
         .arg(&root)
         .args(features)
         .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_PROFILE_DEV_DEBUG", "none")
         .output()
         .with_context(|| format!("starting cargo to build {name}"))?;
     if !output.status.success() {

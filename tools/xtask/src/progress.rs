@@ -1,9 +1,14 @@
 //! What people see while long work goes on: a line a step with its time, and a moving figure on a terminal.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+/// Prints a result. Whoever stops reading (`| head`) has seen enough.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
 
 /// Says one line.
 pub fn say(line: &str) {

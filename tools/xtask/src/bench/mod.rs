@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::e2e::empty;
 use crate::leftovers;
+use crate::progress::print;
 
 /// Where benches keep their things.
 const FOLDER: &str = "target/bench";
@@ -68,7 +69,7 @@ const BENCHES: &[Bench] = &[
 /// Names every bench, one a line.
 pub fn list() {
     for bench in BENCHES {
-        println!("{:<12} {}", bench.name, bench.about);
+        print(&format!("{:<12} {}\n", bench.name, bench.about));
     }
 }
 

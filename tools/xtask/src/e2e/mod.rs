@@ -19,6 +19,7 @@ pub use story::{Story, empty};
 pub use yard::Yard;
 
 use crate::leftovers;
+use crate::progress::print;
 use crate::site::Built;
 
 /// Where tests keep their things.
@@ -124,12 +125,12 @@ pub struct Outcome {
 /// Names every test, one a line.
 pub fn list() {
     for test in TESTS {
-        println!(
-            "{:<20} {}{}",
+        print(&format!(
+            "{:<20} {}{}\n",
             test.name,
             test.about,
             if test.essential { " (essential)" } else { "" }
-        );
+        ));
     }
 }
 
