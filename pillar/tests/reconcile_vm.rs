@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ struct Monitors {
     running: Arc<Mutex<HashMap<String, Monitor>>>,
     started: Mutex<Vec<UnitSpec>>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// How many questions for an app's unit get no answer from now on.
+    unanswered: AtomicUsize,
     others: Arc<Processes>,
 }
 
@@ -69,6 +72,7 @@ impl Monitors {
             running: Arc::default(),
             started: Mutex::default(),
             asked: Arc::default(),
+            unanswered: AtomicUsize::new(0),
             others: Processes::new(dir),
         })
     }
@@ -215,6 +219,18 @@ impl Units for Monitors {
         Box::pin(async move {
             if !is_app(name) {
                 return self.others.look(name).await;
+            }
+            let silent = self
+                .unanswered
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
+            if silent.is_ok() {
+                return Err(ProgramError::Failed {
+                    program: "systemctl".to_owned(),
+                    status: "exit status: 1".to_owned(),
+                    message: "Failed to connect to bus".to_owned(),
+                });
             }
             let mut running = self.running.lock().unwrap();
             Ok(match running.get_mut(name) {
@@ -450,12 +466,13 @@ async fn machines_and_microvms_live_their_lives() {
         assert!(has("DevicePolicy", "closed"));
     }
 
-    // The agent is restarted: both go on, and the guest is listened to again.
+    // The agent is restarted, and systemd does not answer at first: both go on, and the guest is listened to again.
     let pids = |seen: &Observed| [MACHINE, CONTAINER].map(|n| seen.apps[&app_id(n)].pid);
     let before = pids(&seen);
     let wanted = desired.borrow().clone();
     drop(desired);
     while observed.changed().await.is_ok() {}
+    units.unanswered.store(3, Ordering::SeqCst);
     let (desired, followed) = watch::channel(wanted);
     let mut observed = spawn_with(
         followed,

@@ -75,9 +75,14 @@ fn settle(store: &Store, names: &[String], versions: Versions) -> Result<Lock> {
     archive::refresh_lists(store)?;
     let mut status = tempfile::NamedTempFile::new().context("making an empty package status")?;
     std::io::Write::flush(&mut status)?;
+    // What lies in apt's own cache needs no URI, and apt names none: a package that the machine itself got would be missed.
+    let cache = store.scratch("apt-cache")?;
+    fs::create_dir_all(cache.path().join("partial")).context("making an empty package cache")?;
     let output = run(Command::new("apt-get")
         .arg("-o")
         .arg(format!("Dir::State::status={}", status.path().display()))
+        .arg("-o")
+        .arg(format!("Dir::Cache::archives={}", cache.path().display()))
         .args([
             "-o",
             "APT::Install-Recommends=false",

@@ -29,7 +29,7 @@ use crate::host::program::ProgramError;
 use crate::host::units::{self, UnitState, Units};
 use crate::paths::Paths;
 use crate::reconcile::content::sleep_until;
-use crate::reconcile::delay::APP;
+use crate::reconcile::delay::{APP, LOCAL};
 
 mod ending;
 
@@ -123,7 +123,7 @@ impl Actor {
 
     /// Looks after the app until it has been taken away, or nobody wants anything any more.
     pub async fn run(mut self, mut input: watch::Receiver<Input>) -> AppId {
-        self.find().await;
+        self.find(&input).await;
         loop {
             let wanted = input.borrow_and_update().clone();
             let want = match &wanted.want {
@@ -178,7 +178,7 @@ impl Actor {
     }
 
     /// Finds what an earlier run of the agent left: a process, or one that waits to be started again.
-    async fn find(&mut self) {
+    async fn find(&mut self, input: &watch::Receiver<Input>) {
         self.record = self.book.read();
         self.restarts = self.book.restarts();
         if let Some(record) = &self.record {
@@ -190,15 +190,15 @@ impl Actor {
             .record
             .as_ref()
             .map_or_else(String::new, |record| record.fingerprint.clone());
-        match self.context.units.look(&self.unit).await {
-            Ok(UnitState::Running { pid }) => {
+        match self.look(input).await {
+            UnitState::Running { pid } => {
                 tracing::info!(app = %self.id, pid, "found running");
                 self.process = Process::watch(pid).ok();
                 self.life = Life::Up(fingerprint);
                 self.announced = true;
                 self.listen();
             }
-            Ok(UnitState::Gone | UnitState::Ended { .. }) => {
+            UnitState::Gone | UnitState::Ended { .. } => {
                 match self.record.as_ref().map(|record| record.waits.clone()) {
                     Some(Some(waits)) => self.wait_on(fingerprint, waits),
                     Some(None) => {
@@ -209,9 +209,33 @@ impl Actor {
                     None => {}
                 }
             }
-            Err(error) => {
-                tracing::warn!(app = %self.id, %error, "its unit could not be looked for")
-            }
+        }
+    }
+
+    /// What has become of the app's unit, asked until there is an answer: an app that runs and is taken for one that does not
+    /// would be started over itself, and what it stands on taken away.
+    async fn look(&mut self, input: &watch::Receiver<Input>) -> UnitState {
+        let mut failures = 0;
+        loop {
+            let error = match self.context.units.look(&self.unit).await {
+                Ok(state) => {
+                    self.trouble = None;
+                    return state;
+                }
+                Err(error) => error,
+            };
+            failures += 1;
+            let delay = LOCAL.after(failures);
+            let now = SystemTime::now();
+            tracing::warn!(app = %self.id, %error, "its unit could not be looked for");
+            self.trouble = Some(Trouble {
+                message: format!("whether it runs could not be found out: {error}"),
+                at: now,
+                retry_at: Some(now + delay),
+            });
+            let wanted = input.borrow().clone();
+            self.tell(&wanted, None);
+            tokio::time::sleep(delay).await;
         }
     }
 
