@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build;
 use crate::cache;
 use crate::progress::Step;
 use crate::reference;
@@ -23,7 +24,7 @@ const FUZZER: &str = "tools/fuzz/libfuzzer/Cargo.toml";
 /// Runs every check and reports each that fails, not only the first.
 pub fn run() -> Result<()> {
     let mut failed = Vec::new();
-    let cargo = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let cargo = build::cargo;
     check(
         &mut failed,
         "formatting",
@@ -145,7 +146,7 @@ pub(crate) fn tool((name, version, features): (&str, &str, &[&str])) -> Result<P
         "building {name} {version} (once a machine, some minutes)"
     ));
     let target = Path::new("target/tools");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = build::cargo()
         .args([
             "install",
             "--quiet",

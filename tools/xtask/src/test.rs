@@ -1,7 +1,7 @@
 //! `cargo xtask test`: unit and component tests of every crate, then the essential end-to-end tests.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
@@ -24,7 +24,7 @@ pub fn run() -> Result<bool> {
 
 /// Runs cargo's own test runner, shows what it says, and adds up its summary lines.
 fn cargo_test() -> Result<(usize, usize)> {
-    let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut child = build::cargo()
         .env("SKERRY_WORKSPACE_BUILT", "1")
         .args([
             "test",

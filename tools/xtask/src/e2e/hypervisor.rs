@@ -112,7 +112,7 @@ fn take_apart(parts: &Path, dir: &Path) -> Result<(PathBuf, PathBuf)> {
 fn build_probe() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = Path::new("target/static");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = build::cargo();
     cargo
         .args(["build", "--release", "--quiet", "--target", TARGET])
         .args(["--example", "nested"]);

@@ -17,7 +17,6 @@ mod uki;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use imaging::parts::{Variant, Version};
@@ -156,7 +155,7 @@ fn contents(programs: Option<&Path>, guest_kernel: PathBuf) -> Result<host::Cont
 fn build_static() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = Path::new("target/static");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = build::cargo();
     cargo.args([
         "build",
         "--release",
