@@ -19,13 +19,7 @@ pub const FAILED: &str = "nested: FAILED";
 /// # Errors
 /// [`Error::NotNested`] with the reason, or why the machine did not start at all.
 pub fn check(boot: DirectBoot, dir: &Path, patience: Duration) -> Result<Accelerator, Error> {
-    let mut spec = Spec::new("SK-NESTED-CHECK");
-    spec.tpm = false;
-    spec.drives.clear();
-    spec.nics.clear();
-    spec.memory_mib = 512;
-    spec.direct = Some(boot);
-    let mut pc = Pc::build(spec, dir)?;
+    let mut pc = Pc::build(Spec::bare("SK-NESTED-CHECK", 512, boot), dir)?;
     let accelerator = pc.accelerator();
     pc.power_on()?;
     match pc

@@ -41,6 +41,18 @@ pub struct Forward {
 }
 
 impl Spec {
+    /// Nothing but processor, memory and serial line, for a kernel that QEMU starts itself.
+    pub fn bare(serial: &str, memory_mib: u32, boot: DirectBoot) -> Spec {
+        Spec {
+            tpm: false,
+            drives: Vec::new(),
+            nics: Vec::new(),
+            memory_mib,
+            direct: Some(boot),
+            ..Spec::new(serial)
+        }
+    }
+
     /// Whether the machine has UEFI firmware.
     pub(crate) fn has_firmware(&self) -> bool {
         self.direct.as_ref().is_none_or(|boot| boot.firmware)

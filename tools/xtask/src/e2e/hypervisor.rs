@@ -37,17 +37,13 @@ pub fn run(story: &Story) -> Result<()> {
     std::fs::write(&initrd, archive.to_bytes())
         .with_context(|| format!("writing {}", initrd.display()))?;
 
-    let mut spec = Spec::new("SK-NESTED");
-    spec.tpm = false;
-    spec.drives.clear();
-    spec.nics.clear();
-    spec.memory_mib = 1024;
-    spec.direct = Some(DirectBoot {
+    let boot = DirectBoot {
         kernel,
         initrd,
         cmdline: "console=ttyS0 quiet panic=-1 role=outer".to_owned(),
         firmware: false,
-    });
+    };
+    let spec = Spec::bare("SK-NESTED", 1024, boot);
     let mut machine = Pc::build(spec, &story.dir().join("outer"))?;
     story.step(format!(
         "the outer machine starts; accelerator: {}",

@@ -209,11 +209,10 @@ fn parse_file_name(file: &str) -> Option<(String, String, String)> {
 
 /// Brings all packages of several locks into the cache at once, so that all that cannot be had are named together.
 pub fn fetch_locks(store: &Store, locks: &[&str]) -> Result<()> {
-    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256.hex()));
     let mut missing = BTreeMap::new();
     for path in locks {
         for package in Lock::load(Path::new(path))?.packages.into_values() {
-            if !place(&package).exists() {
+            if !place(store, &package).exists() {
                 missing.insert(package.sha256.hex().to_string(), package);
             }
         }
@@ -221,28 +220,32 @@ pub fn fetch_locks(store: &Store, locks: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    download(store, &missing.values().collect::<Vec<_>>(), &place)
+    download(store, &missing.values().collect::<Vec<_>>())
 }
 
 /// Brings the packages into the cache and gives their paths, in the order of the lock. Names all that cannot be had.
 pub fn fetch(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
-    let place = |package: &Package| store.debs().join(format!("{}.deb", package.sha256.hex()));
     let missing: Vec<&Package> = lock
         .packages
         .values()
-        .filter(|package| !place(package).exists())
+        .filter(|package| !place(store, package).exists())
         .collect();
     if !missing.is_empty() {
-        download(store, &missing, &place)?;
+        download(store, &missing)?;
     }
-    Ok(lock.packages.values().map(place).collect())
+    Ok(lock
+        .packages
+        .values()
+        .map(|package| place(store, package))
+        .collect())
 }
 
-fn download(
-    store: &Store,
-    missing: &[&Package],
-    place: &dyn Fn(&Package) -> PathBuf,
-) -> Result<()> {
+/// Where a package lies in the cache.
+fn place(store: &Store, package: &Package) -> PathBuf {
+    store.debs().join(format!("{}.deb", package.sha256.hex()))
+}
+
+fn download(store: &Store, missing: &[&Package]) -> Result<()> {
     let lists_are_fresh = refresh_lists(store)?;
     let step = Step::begin(format!("downloading {} packages", missing.len()));
     let specs: Vec<String> = missing
@@ -300,7 +303,8 @@ fn download(
                 package.sha256.hex()
             )
         })?;
-        fs::rename(from, place(package)).with_context(|| format!("keeping {}", from.display()))?;
+        fs::rename(from, place(store, package))
+            .with_context(|| format!("keeping {}", from.display()))?;
     }
     step.detail(&format!("{:.1} MB", bytes as f64 / 1e6));
     step.done();
