@@ -22,6 +22,8 @@ use crate::spec::{Bus, Clock, Spec};
 use crate::tpm::{self, Tpm};
 use crate::{Accelerator, Error};
 
+/// The program that emulates the PC.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const FIRMWARE_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
@@ -130,7 +132,7 @@ impl Pc {
         }
         let log = self.dir.join("qemu.log");
         let log_file = File::create(&log).map_err(Error::file("making", &log))?;
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let mut qemu = Command::new(QEMU)
             .args(self.arguments())
             // Ctrl-C in a terminal is for whoever started us, not for the machine.
             .process_group(0)

@@ -31,6 +31,7 @@ pub(crate) fn manufacture(dir: &Path) -> Result<(), Error> {
             "--tpmstate".as_ref(),
             dir.as_os_str(),
         ]))
+    .map(drop)
 }
 
 impl Tpm {

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::leftovers;
+use crate::nesting;
 use crate::prereq;
 use crate::progress::{Step, say};
 use crate::site::{Built, LOGIN, Machine, Site, http_get, manifest};
@@ -44,6 +45,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut times = Times::new();
     let start = Instant::now();
     let built = Built::make()?;
+    nesting::prove_once(&built.parts, &Path::new(DIR).join("nesting"))?;
     times.push(("build programs and images", start.elapsed()));
     let (site, mut pc, device) = enrol(&built, &mut times)?;
     deploy(&site, &mut pc, &device, &mut times)?;

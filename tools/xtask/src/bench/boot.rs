@@ -41,9 +41,8 @@ impl fmt::Display for Span {
     }
 }
 
-pub fn run(dir: &Path) -> Result<Vec<Row>> {
-    let built = Built::make()?;
-    let yard = Yard::open(&built, dir)?;
+pub fn run(built: &Built, dir: &Path) -> Result<Vec<Row>> {
+    let yard = Yard::open(built, dir)?;
     let story = Story::begin("boxes", &yard, dir)?;
     let mut pc = story.installed_box("SK-BOOT")?;
     // The first boot makes file systems and keys; the second is every later one.
@@ -62,7 +61,7 @@ pub fn run(dir: &Path) -> Result<Vec<Row>> {
         spans.push(span);
         pc.press_power()?;
     }
-    let stock = stock_debian(&story, &built)?;
+    let stock = stock_debian(&story, built)?;
     let (first, later) = (&spans[0], &spans[1]);
     story.step(format!("stock Debian 12: {stock}"));
     Ok(vec![

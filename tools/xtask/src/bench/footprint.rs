@@ -14,9 +14,8 @@ use crate::site::{Built, manifest};
 const REPORTED: Duration = Duration::from_secs(600);
 const MIB: f64 = 1024.0 * 1024.0;
 
-pub fn run(dir: &Path) -> Result<Vec<Row>> {
-    let built = Built::make()?;
-    let yard = Yard::open(&built, dir)?;
+pub fn run(built: &Built, dir: &Path) -> Result<Vec<Row>> {
+    let yard = Yard::open(built, dir)?;
     let story = Story::begin("boxes", &yard, dir)?;
     let size = |path: &Path| -> Result<f64> {
         let metadata =

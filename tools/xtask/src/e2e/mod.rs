@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 
-pub use story::{Story, empty};
+pub use story::Story;
 pub use yard::Yard;
 
+use crate::files::empty;
 use crate::leftovers;
+use crate::nesting;
 use crate::progress::print;
 use crate::site::Built;
 
@@ -178,7 +180,7 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
         leftovers::end_when_interrupted(FOLDER)?;
         let built = Built::make()?;
         let parent = empty(Path::new(FOLDER))?;
-        let accelerator = hypervisor::prove_nesting(&built.parts, &parent.join("nesting"))?;
+        let accelerator = nesting::prove(&built.parts, &parent.join("nesting"))?;
         println!("guests run in the emulated PC; accelerator: {accelerator}");
         let yard = Yard::open(&built, &parent.join("yard"))?;
         Ok((parent, yard))

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::yard::Yard;
+use crate::files::empty;
 use crate::site::{Machine, http_get};
 
 /// Long enough for the slowest thing on a busy build machine.
@@ -155,14 +156,4 @@ impl<'a> Story<'a> {
     pub fn clean_up(&self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-/// An empty folder.
-pub fn empty(dir: &Path) -> Result<PathBuf> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("emptying {}", dir.display()))?;
-    }
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    dir.canonicalize()
-        .with_context(|| format!("finding {}", dir.display()))
 }

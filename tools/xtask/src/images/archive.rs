@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use imaging::digest::{Digest, copy_hashed};
 
-use super::command::run;
 use super::lock::{Lock, Package};
 use super::store::Store;
+use crate::command::run;
 use crate::progress::{Step, say};
 
 /// Package lists younger than this are current.
