@@ -33,8 +33,7 @@ use self::journal::Owner;
 use self::window::Window;
 use crate::backoff::Backoff;
 use crate::context::Context;
-use crate::domain::ids::AppId as DomainAppId;
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 use crate::status::Topic;
 
@@ -94,8 +93,8 @@ pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     result
 }
 
-fn kept_cursor(paths: &Paths) -> Result<Option<String>, durable::Error> {
-    let bytes = durable::read(&cursor_file(paths))?;
+fn kept_cursor(paths: &Paths) -> Result<Option<String>, generations::Error> {
+    let bytes = generations::read(&cursor_file(paths))?;
     Ok(bytes
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .filter(|cursor| journal::good_cursor(cursor)))
@@ -163,7 +162,7 @@ async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> R
             kept_at = Instant::now();
             let file = cursor_file(&shipper.ctx.paths);
             let status = &shipper.ctx.status;
-            match durable::store(file, cursor.into_bytes()).await {
+            match generations::store(file, cursor.into_bytes()).await {
                 Ok(()) => status.clear(Topic::LogsCursor),
                 Err(error) => status.raise(
                     Topic::LogsCursor,
@@ -217,7 +216,7 @@ impl Shipper {
     async fn send(&self, owner: Owner, bytes: Vec<u8>) {
         let path = match owner {
             Owner::Device => paths::newlogs(self.device),
-            Owner::App(app) => paths::app_newlogs(self.device, AppId(app.0)),
+            Owner::App(app) => paths::app_newlogs(self.device, app),
         };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut contact = self.ctx.contact.subscribe();
@@ -271,7 +270,7 @@ impl Shipper {
         }
     }
 
-    fn app_name(&self, app: DomainAppId) -> String {
+    fn app_name(&self, app: AppId) -> String {
         let config = self.ctx.config.borrow();
         config
             .desired

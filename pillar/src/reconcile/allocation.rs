@@ -15,12 +15,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::ids::AppId;
 use tokio::sync::{Notify, watch};
 
 use super::ledger::{Found, Ledger, LedgerFile};
 use crate::domain::desired::Desired;
-use crate::domain::ids::AppId;
-use crate::durable;
+use crate::generations;
 use crate::host::program::ProgramError;
 use crate::host::units::{self, APP_UNITS, UnitState, Units};
 use crate::paths::Paths;
@@ -43,7 +43,7 @@ pub struct Allocated {
 enum Error {
     /// The disk.
     #[error(transparent)]
-    File(#[from] durable::Error),
+    File(#[from] generations::Error),
     /// The units.
     #[error("ending the apps whose numbers are lost: {0}")]
     Units(#[from] ProgramError),

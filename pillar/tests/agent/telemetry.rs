@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pillar::domain::ids::AppId;
 use pillar::domain::observed::{AppPhase, AppStatus, Observed};
 use protocol::eve::info::z_info_msg::InfoContent;
 use protocol::eve::info::{ZInfoApp, ZSwState};
 use protocol::eve::metrics::metric_item::MetricItemValue;
 use protocol::eve::metrics::z_metric_msg::MetricContent;
+use protocol::ids::AppId;
 use protocol::logs::Origin;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;
@@ -211,7 +211,7 @@ async fn logs_reach_the_controller_once_each_under_their_owner() {
     // The cursor moves on, so that the next start does not send all again.
     let file = pillar::logs::cursor_file(device.paths());
     for _ in 0..1500 {
-        if pillar::durable::read(&file).unwrap().as_deref() == Some(b"s=x;i=3") {
+        if pillar::generations::read(&file).unwrap().as_deref() == Some(b"s=x;i=3") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,14 +1,18 @@
 //! Datastores, content trees, volumes.
 
+use protocol::authority::Authority;
 use protocol::digest::Digest;
 use protocol::eve::config::{
     ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType,
 };
+use protocol::ids::{ContentId, DatastoreId};
 use protocol::image::Repository;
 
-use super::{Object, ObjectError, Work, uuid};
+use super::{Object, ObjectError, Work, id};
 use crate::domain::desired::{Content, ContentKind, Datastore, Login, Volume as DesiredVolume};
-use crate::domain::ids::{ContentId, DatastoreId};
+
+/// Port of a registry whose address names none.
+const HTTPS: u16 = 443;
 
 pub(super) fn datastore(
     work: &Work<'_>,
@@ -17,16 +21,9 @@ pub(super) fn datastore(
     if config.d_type() != DsType::DsContainerRegistry {
         return Err(ObjectError::DatastoreKind(config.d_type().as_str_name()));
     }
-    let registry = config
-        .fqdn
-        .trim()
-        .strip_prefix("docker://")
-        .unwrap_or(config.fqdn.trim())
-        .trim_end_matches('/');
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    if registry.is_empty() || !registry.chars().all(plain) {
-        return Err(ObjectError::Registry(config.fqdn.clone()));
-    }
+    let address = config.fqdn.trim();
+    let address = address.strip_prefix("docker://").unwrap_or(address);
+    let registry = Authority::or_port(address.trim_end_matches('/'), HTTPS)?;
     let ca_certificates = config
         .ds_cert_pem
         .iter()
@@ -46,7 +43,7 @@ pub(super) fn datastore(
     };
     let login = (!user.is_empty() || !password.is_empty()).then_some(Login { user, password });
     Ok(Datastore {
-        registry: registry.to_owned(),
+        registry,
         ca_certificates,
         login,
     })
@@ -62,7 +59,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
         }
     };
     let store = config.ds_ids_list.first().unwrap_or(&config.ds_id);
-    let datastore = DatastoreId(uuid(store).map_err(ObjectError::within("its datastore"))?);
+    let datastore: DatastoreId = id(store).map_err(ObjectError::within("its datastore"))?;
     if !work.out.desired.datastores.contains_key(&datastore) {
         return Err(work.why_missing("datastore", Object::Datastore(datastore), datastore.0));
     }
@@ -112,9 +109,8 @@ pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, 
     if origin.r#type() != VolumeContentOriginType::VcotDownload {
         return Err(ObjectError::Origin(origin.r#type().as_str_name()));
     }
-    let content = uuid(&origin.download_content_tree_id)
-        .map(ContentId)
-        .map_err(ObjectError::within("its content tree"))?;
+    let content: ContentId =
+        id(&origin.download_content_tree_id).map_err(ObjectError::within("its content tree"))?;
     if !work.out.desired.contents.contains_key(&content) {
         return Err(work.why_missing("content tree", Object::Content(content), content.0));
     }

@@ -11,6 +11,7 @@ pub mod namespaces;
 pub mod native;
 pub mod process;
 pub mod record;
+pub mod run;
 pub mod seed;
 pub mod start;
 pub mod status;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use protocol::ids::AppId;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -30,7 +32,6 @@ use super::content::Contents;
 use super::ledger::Port;
 use super::network::Networks;
 use super::volume::Volumes;
-use crate::domain::ids::AppId;
 use crate::host::units::{APP_UNITS, app_of};
 
 /// What the workload reconciler follows.
