@@ -20,6 +20,9 @@ pub enum Unbelieved {
     /// There is no TPM that could say anything.
     #[error("the device has no TPM")]
     NoTpm,
+    /// What it says is not proven to be this device's, or not of just now.
+    #[error("the quote is not this device's, or not a fresh one")]
+    NotQuoted,
     /// There is no log.
     #[error("the device sent no event log")]
     NoLog,

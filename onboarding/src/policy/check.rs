@@ -16,7 +16,7 @@ use super::reference::{Reference, SignedReference};
 use super::spec::{Action, Policy};
 use super::stub;
 use crate::eventlog::{self, Event};
-use crate::quote::{Check, Outcome, Verdict};
+use crate::quote::{Check, Evidence, Outcome, Report, Verdict};
 
 /// Policy's checks, in their order.
 const CHECKS: [Check; 8] = [
@@ -63,13 +63,35 @@ pub fn check(
     verdicts(policy, &known, boot)
 }
 
+/// Adds policy's verdicts to the report over a quote, and gives the boot that was judged, to be compared with others and learned from.
+/// `evidence` is what the report is about; `stated_firmware` the firmware's version as the device tells it, empty if it does not.
+///
+/// # Errors
+/// [`Unbelieved`] if there is no boot that could be judged; the verdicts say so as well.
+pub fn judge(
+    report: &mut Report,
+    policy: &Policy,
+    references: &[SignedReference],
+    evidence: Option<&Evidence>,
+    stated_firmware: &str,
+) -> Result<Boot, Unbelieved> {
+    let boot = match evidence {
+        Some(_) if !report.is_of_known_tpm() => Err(Unbelieved::NotQuoted),
+        _ => Boot::of(evidence, stated_firmware),
+    };
+    report
+        .verdicts
+        .extend(check(policy, references, boot.as_ref()));
+    boot
+}
+
 pub(super) fn verdicts(
     policy: &Policy,
     known: &[&Reference],
     boot: Result<&Boot, &Unbelieved>,
 ) -> Vec<Verdict> {
     let findings = match boot {
-        Ok(boot) => judge(policy, known, boot),
+        Ok(boot) => findings(policy, known, boot),
         Err(Unbelieved::NoLog) => {
             CHECKS.map(|_| fail("an event log, which shows what was booted", "none"))
         }
@@ -94,7 +116,7 @@ pub(super) fn verdicts(
         .collect()
 }
 
-fn judge(policy: &Policy, known: &[&Reference], boot: &Boot) -> [Finding; 8] {
+fn findings(policy: &Policy, known: &[&Reference], boot: &Boot) -> [Finding; 8] {
     let accepted: Vec<&Reference> = known
         .iter()
         .copied()
@@ -168,8 +190,8 @@ fn boot_applications(
     let foreign: Vec<String> = boot
         .measured(4)
         .filter(|event| {
-            let is_fine = digest_of(event).is_some_and(|digest| fits(&digest));
-            !(is_fine && is_program(event)) && !is_action(event) && !is_separator(event)
+            let fits = digest_of(event).is_some_and(|digest| fits(&digest));
+            !(is_action(event) || is_separator(event) || fits && is_program(event))
         })
         .map(|event| foreign_program(policy, known, event))
         .collect();

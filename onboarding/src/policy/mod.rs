@@ -5,7 +5,7 @@
 //! canary boots --read--> FirmwareValues --a person accepts--> Policy.firmware              (cannot be known ahead)
 //!
 //! Evidence --Boot::of (log parsed, replayed against the quoted PCRs)--> Boot
-//! check(Policy, references, Boot) --> one verdict a check, appended to the quote's report
+//! check(Policy, references, Boot) --> one verdict a check; judge() does both and appends the verdicts to the quote's report
 //! ```
 //!
 //! The quote comes first: whoever calls this has checked (`quote::verify`) that the PCR values are what this machine's TPM signed just
@@ -36,7 +36,7 @@ pub mod stub;
 mod version;
 
 pub use boot::{Boot, Unbelieved};
-pub use check::check;
+pub use check::{check, judge};
 pub use firmware::FirmwareValues;
 pub use pattern::{NotAPattern, Pattern};
 pub use reference::{PAYLOAD_TYPE, Reference, ReferenceError, SignedReference, Variant};

@@ -11,7 +11,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use super::check::verdicts;
 use super::*;
 use crate::eventlog::{Algorithm, Event, EventLog, EventType, parse, replay};
-use crate::quote::{Check, Evidence, Outcome, Verdict};
+use crate::quote::{Check, Conclusion, Evidence, Outcome, Report, Verdict};
 
 const LINE: &str = "console=ttyS0 quiet panic=-1";
 
@@ -781,6 +781,50 @@ fn a_log_that_is_left_out_is_no_way_around() {
             .iter()
             .all(|it| matches!(&it.outcome, Outcome::NotApplicable { reason } if reason == "the device has no TPM"))
     );
+}
+
+#[test]
+fn the_quote_is_judged_before_what_it_says() {
+    let (_, key) = signer();
+    let passed = [
+        Check::AttestationKey,
+        Check::Structure,
+        Check::Kind,
+        Check::Signature,
+        Check::Nonce,
+        Check::PcrSelection,
+        Check::PcrDigest,
+        Check::EventLog,
+        Check::EventLogReplay,
+    ];
+    let mut report = Report {
+        verdicts: passed
+            .map(|check| Verdict {
+                check,
+                outcome: Outcome::Pass,
+            })
+            .to_vec(),
+        boot: None,
+    };
+    let mut stale = report.clone();
+    let evidence = evidence(&recorded());
+    // No reference is known, so the programs are nobody's.
+    let judged = judge(&mut report, &policy(key), &[], Some(&evidence), "");
+    assert_eq!(judged.unwrap(), Boot::of(Some(&evidence), "").unwrap());
+    assert_eq!(report.conclusion(), Conclusion::Refused);
+    assert!(report.failed(Check::BootApplications));
+    // It is that device's quote all the same.
+    assert!(report.is_of_known_tpm());
+
+    stale.verdicts[4].outcome = Outcome::Fail {
+        expected: "a nonce".to_owned(),
+        seen: "another".to_owned(),
+    };
+    let judged = judge(&mut stale, &policy(key), &[], Some(&evidence), "");
+    assert_eq!(judged, Err(Unbelieved::NotQuoted));
+    assert!(!stale.is_of_known_tpm());
+    assert_eq!(stale.verdicts.len(), passed.len() + 8);
+    assert_eq!(stale.failures().count(), 1);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of an image, as `parts.json` has it: 1 to 64 of letters, digits, `.`, `_`, `~`, `^` and `-`, beginning with a letter or
 /// digit. Ordered as the UAPI Group's Version Format Specification (UAPI.10) has it: `1.2~rc1` is before `1.2`, and `1.10` after `1.9`.
-#[derive(Clone, Debug, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageVersion(String);
 

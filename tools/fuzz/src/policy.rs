@@ -124,7 +124,7 @@ fn policy(data: &[u8]) {
     let _ = policy.is_for("QEMU", "Standard PC");
     let boot = boot(&recorded()).unwrap();
     assert_eq!(
-        check(&policy, &[KNOWN.reference.clone()], Ok(&boot)).len(),
+        check(&policy, std::slice::from_ref(&KNOWN.reference), Ok(&boot)).len(),
         8
     );
 }
@@ -145,7 +145,11 @@ fn judged(data: &[u8]) {
     let Some(boot) = boot(data) else {
         return;
     };
-    let found = check(&KNOWN.policy, &[KNOWN.reference.clone()], Ok(&boot));
+    let found = check(
+        &KNOWN.policy,
+        std::slice::from_ref(&KNOWN.reference),
+        Ok(&boot),
+    );
     assert_eq!(found.len(), 8);
     for verdict in &found {
         assert!(verdict.to_string().len() < 64 << 10);
