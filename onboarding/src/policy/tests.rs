@@ -293,6 +293,16 @@ const CASES: &[Case] = &[
         ..SAME
     },
     Case {
+        name: "a firmware's remark that boot devices are left out",
+        log: |log| {
+            let at = find(log, "BOOTX64.EFI");
+            let text = b"BOOT ATTEMPTS OMITTED";
+            let event = new_event(4, EventType::OMIT_BOOT_DEVICE_EVENTS, text, text);
+            log.events.insert(at, event);
+        },
+        ..SAME
+    },
+    Case {
         name: "a program in an event of no known kind",
         log: |log| {
             let at = find(log, "BOOTX64.EFI");
