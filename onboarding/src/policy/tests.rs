@@ -835,6 +835,9 @@ fn the_quote_is_judged_before_what_it_says() {
     assert!(!stale.is_of_known_tpm());
     assert_eq!(stale.verdicts.len(), passed.len() + 8);
     assert_eq!(stale.failures().count(), 1);
+    let (quote, policy) = stale.verdicts.split_at(passed.len());
+    assert!(quote.iter().all(|it| !it.check.is_of_policy()));
+    assert!(policy.iter().all(|it| it.check.is_of_policy()));
 }
 
 #[test]

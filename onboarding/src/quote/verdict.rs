@@ -30,6 +30,32 @@ pub enum Check {
     EventLog,
     /// Its replay gives the quoted values.
     EventLogReplay,
+    /// Enrolment: the Hello is the one that the challenge was made for.
+    Hello,
+    /// Enrolment: this controller made the challenge, and it is in time.
+    Challenge,
+    /// Enrolment: the challenge's nonce was not used, or by this very evidence.
+    NonceUnused,
+    /// Enrolment: the endorsement key is made after one of the TCG's templates.
+    EndorsementKey,
+    /// Enrolment: its certificate is for it and leads to a maker that the owner trusts.
+    EndorsementCertificate,
+    /// Enrolment: the attestation key is restricted, made in and fixed to the TPM, for signing.
+    AttestationKeyForm,
+    /// Enrolment: endorsement key and attestation key are in one TPM, which has opened the challenge's secret.
+    Credential,
+    /// Enrolment: the device key is certified by the attestation key over this session, and in use.
+    DeviceKey,
+    /// Enrolment: likewise the agreement key.
+    AgreementKey,
+    /// Enrolment: the quote is over this session.
+    Transcript,
+    /// Enrolment: no other device has this endorsement key.
+    EndorsementUnique,
+    /// Enrolment: the serial number is that of the manifest's line.
+    Serial,
+    /// The TPM's reset count and clock have not gone back since the last boot that was seen.
+    ResetCount,
     // Policy's checks (crate::policy), over what the log says.
     /// Every program that was started is of an accepted image or of accepted firmware.
     BootApplications,
@@ -64,6 +90,21 @@ impl Check {
             Self::PcrDigest => "the PCR values are those that the TPM signed",
             Self::EventLog => "the firmware's event log is readable",
             Self::EventLogReplay => "the event log explains the PCR values",
+            Self::Hello => "the device's first message is the one that was challenged",
+            Self::Challenge => "the challenge is this controller's, and in time",
+            Self::NonceUnused => "the challenge was not answered before",
+            Self::EndorsementKey => "the TPM's endorsement key has a form that the TCG lays down",
+            Self::EndorsementCertificate => {
+                "the TPM's maker has certified the endorsement key, and the owner trusts that maker"
+            }
+            Self::AttestationKeyForm => "the attestation key signs only what the TPM itself says",
+            Self::Credential => "endorsement key and attestation key are in one TPM",
+            Self::DeviceKey => "the device key is in the same TPM, and never leaves it",
+            Self::AgreementKey => "the agreement key is in the same TPM, and never leaves it",
+            Self::Transcript => "the quote was made for this enrolment",
+            Self::EndorsementUnique => "no other device has this TPM",
+            Self::Serial => "the serial number is the one in the manifest",
+            Self::ResetCount => "the TPM's counters have not gone back",
             Self::BootApplications => "every program that was started is an accepted one",
             Self::CommandLine => "the kernel's command line is that of the image",
             Self::Initramfs => "the kernel's initramfs is that of the image",
@@ -158,7 +199,10 @@ impl Report {
     pub fn conclusion(&self) -> Conclusion {
         if self.failures().next().is_some() {
             Conclusion::Refused
-        } else if self.is_of_known_tpm() && self.passed(&[Check::EventLog, Check::EventLogReplay]) {
+        } else if self.is_of_known_tpm()
+            && self.passed(Check::EventLog)
+            && self.passed(Check::EventLogReplay)
+        {
             Conclusion::Trusted
         } else {
             Conclusion::Unproven
@@ -170,23 +214,26 @@ impl Report {
     #[must_use]
     pub fn is_of_known_tpm(&self) -> bool {
         !self.failures().any(|it| !it.check.is_of_policy())
-            && self.passed(&[
+            && [
                 Check::AttestationKey,
                 Check::Structure,
                 Check::Kind,
                 Check::Signature,
-                Check::Nonce,
                 Check::PcrSelection,
                 Check::PcrDigest,
-            ])
+            ]
+            .iter()
+            .all(|check| self.passed(*check))
+            // Of this question, or of this enrolment.
+            && (self.passed(Check::Nonce) || self.passed(Check::Transcript))
     }
 
-    fn passed(&self, checks: &[Check]) -> bool {
-        checks.iter().all(|check| {
-            self.verdicts
-                .iter()
-                .any(|v| v.check == *check && v.outcome == Outcome::Pass)
-        })
+    /// True if the check was made and passed.
+    #[must_use]
+    pub fn passed(&self, check: Check) -> bool {
+        self.verdicts
+            .iter()
+            .any(|v| v.check == check && v.outcome == Outcome::Pass)
     }
 
     /// The verdicts that failed.
@@ -200,6 +247,60 @@ impl Report {
     #[must_use]
     pub fn failed(&self, check: Check) -> bool {
         self.failures().any(|verdict| verdict.check == check)
+    }
+}
+
+/// Collects verdicts.
+#[derive(Debug, Default)]
+pub(crate) struct Bench {
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+impl Bench {
+    /// Says how a check came out; gives whether it passed.
+    pub(crate) fn say(&mut self, check: Check, outcome: Outcome) -> bool {
+        let passed = outcome == Outcome::Pass;
+        self.verdicts.push(Verdict { check, outcome });
+        passed
+    }
+
+    pub(crate) fn fail(
+        &mut self,
+        check: Check,
+        expected: impl Into<String>,
+        seen: impl Into<String>,
+    ) {
+        self.say(
+            check,
+            Outcome::Fail {
+                expected: expected.into(),
+                seen: seen.into(),
+            },
+        );
+    }
+
+    /// Says of checks that they were not made.
+    pub(crate) fn skip(&mut self, checks: &[Check], reason: &str) {
+        for check in checks {
+            self.say(
+                *check,
+                Outcome::NotApplicable {
+                    reason: reason.to_owned(),
+                },
+            );
+        }
+    }
+
+    pub(crate) fn compare(&mut self, check: Check, expected: &str, seen: &str) -> bool {
+        let outcome = if expected == seen {
+            Outcome::Pass
+        } else {
+            Outcome::Fail {
+                expected: expected.to_owned(),
+                seen: seen.to_owned(),
+            }
+        };
+        self.say(check, outcome)
     }
 }
 
