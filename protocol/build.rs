@@ -4,12 +4,13 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// Every package of the schema; the files lie flat, one a package.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "attest",
     "auth",
     "certs",
     "common",
     "config",
+    "enrolment",
     "flowlog",
     "hardwarehealth",
     "info",

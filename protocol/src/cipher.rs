@@ -140,6 +140,18 @@ impl Point {
         }
     }
 
+    /// The SEC 1 encoding, uncompressed: `04 || X || Y`.
+    #[must_use]
+    pub fn to_sec1(&self) -> [u8; 65] {
+        let mut encoded = [4; 65];
+        let (head, tail) = encoded.split_at_mut(33);
+        if let Some(slot) = head.get_mut(1..) {
+            slot.copy_from_slice(&self.x);
+        }
+        tail.copy_from_slice(&self.y);
+        encoded
+    }
+
     /// X, big-endian.
     #[must_use]
     pub fn x(&self) -> &[u8; 32] {

@@ -5,6 +5,7 @@
 //! - [`eve`]: the messages of the EVE device API v2, generated from the schema in `proto/`;
 //! - [`paths`]: the URL paths that they are sent to;
 //! - [`envelope`]: the signed container around every message;
+//! - [`enrolment`]: our own way of enrolling, which needs no shared secret;
 //! - [`keys`]: what signs and what checks them;
 //! - [`certs`]: the controller's certificates, and how a device decides to trust them;
 //! - [`cipher`]: encrypted blocks inside messages;
@@ -24,6 +25,7 @@ pub mod authority;
 pub mod certs;
 pub mod cipher;
 pub mod digest;
+pub mod enrolment;
 pub mod envelope;
 pub mod eve;
 pub mod ids;

@@ -21,6 +21,11 @@ pub const UUID: &str = "/api/v2/edgedevice/uuid";
 /// `GET`, upgraded to a WebSocket: the push channel.
 pub const LINK: &str = "/api/skerry/v1/link";
 
+/// `POST`, sealed: first flight of zero-touch enrolment, answered with a challenge.
+pub const ENROL_HELLO: &str = "/api/skerry/v1/enrol/hello";
+/// `POST`, sealed: second flight, answered with a grant, or with word to wait.
+pub const ENROL_EVIDENCE: &str = "/api/skerry/v1/enrol/evidence";
+
 /// Media type of request and reply bodies.
 pub const CONTENT_TYPE: &str = "application/x-proto-binary";
 

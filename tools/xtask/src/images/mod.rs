@@ -13,6 +13,8 @@ mod lock;
 mod modules;
 mod prune;
 pub mod recipe;
+mod reference;
+mod release_key;
 pub mod store;
 mod tree;
 mod uki;
@@ -129,6 +131,7 @@ pub fn build(options: &Options) -> Result<PathBuf> {
         to.display()
     ));
     host::tell_sizes(&parts);
+    reference::write(&to, &parts)?;
     Ok(to)
 }
 
