@@ -43,8 +43,8 @@ enum Outcome {
     Good,
     /// An answer that is not to be followed.
     Refused(String),
-    /// The token is not good.
-    Token,
+    /// The token is not good; the controller's words.
+    Token(conn::Error),
     /// The controller does not know us.
     Unknown(conn::Error),
     /// No answer, or none that says anything about the config.
@@ -82,9 +82,9 @@ pub async fn run(
                     &format!("config refused: {reason}; the last good one stays"),
                 );
             }
-            Outcome::Token => {
+            Outcome::Token(error) => {
                 ctx.in_contact();
-                tracing::info!("the controller wants another integrity token");
+                tracing::info!(%error, "the controller wants another integrity token");
                 let granted =
                     |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
                 // While a try goes on already, there is nothing to be asked for.
@@ -141,7 +141,7 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
         Ok(answer) => answer,
         Err(error) => {
             return match error.status() {
-                Some(403) => Outcome::Token,
+                Some(403) => Outcome::Token(error),
                 Some(400 | 401 | 404) => Outcome::Unknown(error),
                 _ => Outcome::Failed(error),
             };

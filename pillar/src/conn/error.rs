@@ -15,6 +15,16 @@ pub enum Error {
         /// The whole chain of reasons.
         reason: String,
     },
+    /// Somebody else's answer.
+    #[error(
+        "{url}: the network answers in the controller's place (HTTP {status}), as a captive portal does that wants a sign-in; have the network let this machine through, or use another one"
+    )]
+    Portal {
+        /// What was asked.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
     /// An answer that says no.
     #[error("{url} answered {status}{hint}")]
     Status {
@@ -80,6 +90,7 @@ impl Error {
         matches!(
             self,
             Self::Unreachable { .. }
+                | Self::Portal { .. }
                 | Self::Status {
                     status: 502..=504,
                     ..

@@ -35,9 +35,13 @@ use crate::domain::observed::{
     AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble,
     VolumeStatus,
 };
+use crate::enrol::grant::Level;
 use crate::paths::Paths;
 use crate::status::Troubles;
 use crate::uplink::Uplink;
+
+/// Config item whose value is the level that the device was granted: none, bronze, silver or gold.
+const ENROLMENT_LEVEL: &str = "skerry.enrolment.level";
 
 const MIB: u64 = 1024 * 1024;
 
@@ -67,6 +71,8 @@ pub struct Snapshot {
     pub uplinks: Vec<Uplink>,
     /// How far attestation is.
     pub attestation: Attestation,
+    /// How much the controller knew of the device when it granted it its id; none: it came by EVE's way.
+    pub level: Option<Level>,
     /// What is wrong with the device as a whole.
     pub troubles: Troubles,
 }
@@ -266,6 +272,9 @@ impl Snapshot {
             .map(|(key, value)| (key.clone(), item(value, "")))
             .collect();
         config_items.insert("skerry.config.hash".to_owned(), item(&self.config.hash, ""));
+        if let Some(level) = self.level {
+            config_items.insert(ENROLMENT_LEVEL.to_owned(), item(&level.to_string(), ""));
+        }
         for (topic, trouble) in &self.troubles {
             config_items.insert(
                 format!("skerry.trouble.{topic}"),
