@@ -21,19 +21,18 @@
 //! meanwhile is served, and apps never notice. If the controller then refuses, the device keeps what it runs, and gets nothing new.
 
 use std::convert::Infallible;
-use std::io::Read as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use onboarding::attest::{AttestError, QuoteAnswer, Versions, device};
-use onboarding::eventlog;
 use protocol::eve::attest::{ZAttestReq, ZAttestResponse};
+use protocol::eve::certs::ZCertType;
 use protocol::paths;
 
 use crate::backoff::fraction;
 use crate::conn;
 use crate::context::{Attestation, Context};
+use crate::host::event_log;
 use crate::status::{Subject, Topic};
 
 /// EVE's delay between tries.
@@ -186,9 +185,7 @@ async fn attest(ctx: &Context) -> Result<Vec<u8>, Error> {
     for _ in 0..MAX_ROUNDS {
         let heard = match &step {
             Step::ShowCertificates { .. } => {
-                device::read_certs_answer(
-                    &ask(ctx, &path, device::certs_request(&ctx.identity)).await?,
-                )?;
+                device::read_certs_answer(&ask(ctx, &path, certificates(ctx)).await?)?;
                 Heard::Taken
             }
             Step::AskNonce => Heard::Nonce(device::read_nonce(
@@ -223,6 +220,18 @@ async fn ask(ctx: &Context, path: &str, request: ZAttestReq) -> Result<ZAttestRe
     Ok(response)
 }
 
+/// The device's certificates. A controller that granted the device its id knows its endorsement key already, from a message that nobody
+/// else could read; these messages are signed and not sealed, and who reads along is not to know the box again by that key.
+fn certificates(ctx: &Context) -> ZAttestReq {
+    let mut request = device::certs_request(&ctx.identity);
+    if ctx.grant.borrow().is_some() {
+        request
+            .certs
+            .retain(|cert| cert.r#type() != ZCertType::CertTypeDeviceEndorsementRsa);
+    }
+    request
+}
+
 /// Has the TPM quote; it takes its time.
 async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
     let identity = ctx.identity.clone();
@@ -231,27 +240,11 @@ async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
         firmware: ctx.machine.firmware(),
     };
     let request = tokio::task::spawn_blocking(move || {
-        let log = boot_log();
+        let log = event_log::read();
         device::quote_request(&identity, &nonce, &versions, log.as_deref())
     })
     .await??;
     Ok(request)
-}
-
-/// The firmware's event log of this boot, if there is one of a sensible size.
-#[must_use]
-pub fn boot_log() -> Option<Vec<u8>> {
-    event_log(Path::new(eventlog::PATH))
-}
-
-fn event_log(path: &Path) -> Option<Vec<u8>> {
-    let mut log = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
-    // What is larger than the controller takes is of no use to it.
-    file.take(eventlog::MAX_LOG as u64 + 1)
-        .read_to_end(&mut log)
-        .ok()?;
-    (!log.is_empty() && log.len() <= eventlog::MAX_LOG).then_some(log)
 }
 
 #[cfg(test)]
@@ -282,21 +275,5 @@ mod tests {
                 "{step:?} {heard:?}"
             );
         }
-    }
-
-    #[test]
-    fn an_event_log_is_read_if_there_is_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        assert_eq!(event_log(&path), None);
-        std::fs::write(&path, b"").unwrap();
-        assert_eq!(event_log(&path), None);
-        std::fs::write(&path, b"log").unwrap();
-        assert_eq!(event_log(&path).unwrap(), b"log");
-        let file = std::fs::File::create(&path).unwrap();
-        file.set_len(eventlog::MAX_LOG as u64).unwrap();
-        assert_eq!(event_log(&path).unwrap().len(), eventlog::MAX_LOG);
-        file.set_len(eventlog::MAX_LOG as u64 + 1).unwrap();
-        assert_eq!(event_log(&path), None);
     }
 }

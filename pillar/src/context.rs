@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::InForce;
 use crate::conn::{self, Connection};
 use crate::domain::observed::Observed;
-use crate::enrol::grant::Grant;
+use crate::grant::Grant;
 use crate::paths::Paths;
 use crate::status::{Status, Topic};
 use crate::uplink::Uplink;

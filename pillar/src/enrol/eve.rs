@@ -23,7 +23,7 @@ use protocol::paths;
 
 use crate::conn::{self, Sender};
 use crate::context::Context;
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 
 /// Why the device is not enrolled.
@@ -79,7 +79,7 @@ pub fn id_file(paths: &Paths) -> PathBuf {
 /// The id of an earlier start.
 #[must_use]
 pub fn kept_id(paths: &Paths) -> Option<DeviceId> {
-    match durable::read(&id_file(paths)) {
+    match generations::read(&id_file(paths)) {
         Ok(bytes) => std::str::from_utf8(&bytes?).ok()?.trim().parse().ok(),
         Err(error) => {
             tracing::warn!(%error, "device id");

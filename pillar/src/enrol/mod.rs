@@ -17,7 +17,6 @@
 //! |---|---|
 //! | [`zero_touch`] | our way: two sealed flights, no secret on the image |
 //! | [`eve`] | EVE's way: the image's onboarding key vouches for the device |
-//! | [`grant`] | what the zero-touch way leaves on the disk |
 //! | [`owner`] | whom the device believes to be its owner |
 //!
 //! A device that was granted an id works under it at once at every start; one that EVE's way gave an id asks for it again beside its work,
@@ -25,7 +24,6 @@
 //! because its image also knows another way.
 
 pub mod eve;
-pub mod grant;
 pub mod owner;
 pub mod zero_touch;
 
@@ -38,12 +36,12 @@ use protocol::enrolment::image::{Enrolment, Way};
 use protocol::ids::DeviceId;
 use protocol::keys::CertHash;
 
-use self::grant::Grant;
 use self::zero_touch::{Granted, Words};
 use crate::backoff::Backoff;
 use crate::conn::{self, Sender};
 use crate::context::Context;
-use crate::durable;
+use crate::generations;
+use crate::grant::{self, Grant};
 use crate::paths::Paths;
 use crate::status::{Subject, Topic};
 
@@ -270,7 +268,7 @@ async fn take_up(ctx: &Arc<Context>, Granted { grant, token }: Granted) {
 async fn settle_eve(ctx: &Context, id: DeviceId) {
     if *ctx.device.borrow() != Some(id)
         && let Err(error) =
-            durable::store(eve::id_file(&ctx.paths), id.to_string().into_bytes()).await
+            generations::store(eve::id_file(&ctx.paths), id.to_string().into_bytes()).await
     {
         ctx.status.raise(Topic::Disk, &error.to_string());
     }

@@ -29,13 +29,13 @@ use protocol::keys::VerifyingKey;
 use protocol::paths;
 use tokio::time::Instant;
 
-use super::grant::{self, Grant, GrantError};
 use super::owner::{self, Stale};
-use crate::attest;
 use crate::backoff::Backoff;
 use crate::conn;
 use crate::context::Context;
-use crate::durable;
+use crate::generations;
+use crate::grant::{self, Grant, GrantError};
+use crate::host::event_log;
 use crate::status::{Subject, Topic};
 
 /// For how long the same evidence is sent again when no answer comes. A challenge lives for a minute or two at its controller; evidence
@@ -92,7 +92,7 @@ pub enum Error {
     Odd(&'static str),
     /// The grant cannot be kept.
     #[error("the grant cannot be kept, so it is not used: {0}")]
-    Keep(#[from] durable::Error),
+    Keep(#[from] generations::Error),
     /// The device's own certificate cannot be read.
     #[error("the device's certificate: {0}")]
     Own(#[from] protocol::keys::KeyError),
@@ -235,7 +235,7 @@ pub(super) async fn enrol(ctx: &Arc<Context>, home: &Home) -> Result<Granted, Er
                 }
             }
             Step::Keep { grant, token } => {
-                durable::store(grant::file(&ctx.paths), grant.to_bytes()).await?;
+                generations::store(grant::file(&ctx.paths), grant.to_bytes()).await?;
                 return Ok(Granted { grant, token });
             }
         };
@@ -273,7 +273,7 @@ async fn answer(
         let mark = read_mark(&ctx);
         let pinned = owner::start(image, kept, mark);
         let floor = i64::try_from(ctx.clock.floor()).unwrap_or(i64::MAX);
-        let log = attest::boot_log();
+        let log = event_log::read();
         let answering =
             session.challenged(&ctx.identity, &challenge, &pinned, floor, log.as_deref())?;
         owner::not_before(&image, &answering.pinned())?;

@@ -26,6 +26,7 @@ use protocol::eve::info::{
     ZSwState, ZmetIpAssignmentEntry,
 };
 use protocol::ids::{AppId, ContentId, NetworkInstanceId, VolumeId};
+use protocol::items::{self, CONFIG_HASH, ENROLMENT_LEVEL};
 
 use super::procfs::{self, Memory};
 use crate::config::InForce;
@@ -35,13 +36,10 @@ use crate::domain::observed::{
     AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble,
     VolumeStatus,
 };
-use crate::enrol::grant::Level;
+use crate::grant::Level;
 use crate::paths::Paths;
 use crate::status::Troubles;
 use crate::uplink::Uplink;
-
-/// Config item whose value is the level that the device was granted: none, bronze, silver or gold.
-const ENROLMENT_LEVEL: &str = "skerry.enrolment.level";
 
 const MIB: u64 = 1024 * 1024;
 
@@ -271,15 +269,12 @@ impl Snapshot {
             .iter()
             .map(|(key, value)| (key.clone(), item(value, "")))
             .collect();
-        config_items.insert("skerry.config.hash".to_owned(), item(&self.config.hash, ""));
+        config_items.insert(CONFIG_HASH.to_owned(), item(&self.config.hash, ""));
         if let Some(level) = self.level {
             config_items.insert(ENROLMENT_LEVEL.to_owned(), item(&level.to_string(), ""));
         }
         for (topic, trouble) in &self.troubles {
-            config_items.insert(
-                format!("skerry.trouble.{topic}"),
-                item("", &trouble.message),
-            );
+            config_items.insert(items::trouble(topic), item("", &trouble.message));
         }
         let mut unknown_config_items = HashMap::new();
         for (key, (value, reason)) in &settings.refused {

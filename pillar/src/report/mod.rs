@@ -167,7 +167,7 @@ struct Sources {
     config: tokio::sync::watch::Receiver<Arc<crate::config::InForce>>,
     uplinks: tokio::sync::watch::Receiver<Vec<crate::uplink::Uplink>>,
     attestation: tokio::sync::watch::Receiver<crate::context::Attestation>,
-    grant: tokio::sync::watch::Receiver<Option<Arc<crate::enrol::grant::Grant>>>,
+    grant: tokio::sync::watch::Receiver<Option<Arc<crate::grant::Grant>>>,
     troubles: tokio::sync::watch::Receiver<crate::status::Troubles>,
 }
 

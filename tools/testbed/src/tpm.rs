@@ -57,7 +57,8 @@ fn authority(dir: &Path, maker: &Path) -> Result<PathBuf, Error> {
     // A platform certificate names its platform, or swtpm_localca makes none.
     let options = put(
         "localca.options",
-        "--platform-manufacturer Skerry\n--platform-version 1\n--platform-model Testbed\n".to_owned(),
+        "--platform-manufacturer Skerry\n--platform-version 1\n--platform-model Testbed\n"
+            .to_owned(),
     )?;
     put(
         "setup.conf",

@@ -1,7 +1,7 @@
 //! What a device has of its enrolment: what the image says, and what a grant left on the disk.
 
 use pillar::bundle;
-use pillar::enrol::grant::Grant;
+use pillar::grant::Grant;
 use protocol::enrolment::image::{Enrolment, Way};
 use serde_json::json;
 

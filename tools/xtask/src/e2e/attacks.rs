@@ -36,13 +36,11 @@ const fn pillar(row: u8, test: &'static str, about: &'static str) -> Attack {
     }
 }
 
-const ATTACKS: &[Attack] = &[
-    pillar(
-        7,
-        "enrolment::row_7_a_rogue_controller_with_a_valid_web_certificate",
-        "rogue controller with a valid web certificate",
-    ),
-];
+const ATTACKS: &[Attack] = &[pillar(
+    7,
+    "enrolment::row_7_a_rogue_controller_with_a_valid_web_certificate",
+    "rogue controller with a valid web certificate",
+)];
 
 /// Names every attack with its test, one a line.
 pub fn list() {
@@ -58,9 +56,13 @@ pub fn list() {
 pub fn run() -> Result<()> {
     let mut command = build::cargo();
     // The whole workspace, so that nothing is built with other features than elsewhere.
-    command
-        .env("SKERRY_WORKSPACE_BUILT", "1")
-        .args(["test", "--release", "--workspace", "--no-fail-fast", "--locked"]);
+    command.env("SKERRY_WORKSPACE_BUILT", "1").args([
+        "test",
+        "--release",
+        "--workspace",
+        "--no-fail-fast",
+        "--locked",
+    ]);
     let programs: BTreeSet<&str> = ATTACKS.iter().map(|attack| attack.program).collect();
     for program in programs {
         command.args(["--test", program]);

@@ -63,7 +63,10 @@ pub fn zero_touch(story: &Story) -> Result<()> {
     let before = attested_at(&site, &device)?;
     pc.press_power()?;
     let again = pc.boot(&mut |line| story.step(format!("box: {line}")))?;
-    ensure!(again == id, "after a restart the box is {again}, and not {id}");
+    ensure!(
+        again == id,
+        "after a restart the box is {again}, and not {id}"
+    );
     story.until("it has attested anew", || {
         ensure!(
             attested_at(&site, &device)? != before,
@@ -94,7 +97,9 @@ fn on_manifest(story: &Story, site: &Site, installed: &Path) -> Result<()> {
     )
     .with_context(|| format!("writing {}", list.display()))?;
     site.operator.import_manifest("e2e-machines", &list)?;
-    story.step(format!("machine {machine} is on a manifest before it is switched on"));
+    story.step(format!(
+        "machine {machine} is on a manifest before it is switched on"
+    ));
 
     sparse_copy(installed, &pc.pc.drive(0))?;
     let id = pc.boot(&mut |line| story.step(format!("box: {line}")))?;
@@ -108,7 +113,10 @@ fn on_manifest(story: &Story, site: &Site, installed: &Path) -> Result<()> {
         "the manifest names it warehouse-7, and it is {device}"
     );
     let level = level(site, &device)?;
-    ensure!(level == "silver", "its TPM's maker is trusted, and its level is {level}");
+    ensure!(
+        level == "silver",
+        "its TPM's maker is trusted, and its level is {level}"
+    );
     story.step("the box on the manifest enrolled by itself, at level silver");
     Ok(())
 }
@@ -127,7 +135,10 @@ pub fn eve_onboarding(story: &Story) -> Result<()> {
     );
     let object = site.operator.get("device", &device)?;
     ensure!(
-        object["status"]["machineId"].as_str().unwrap_or_default().is_empty(),
+        object["status"]["machineId"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty(),
         "it enrolled by its endorsement key: {}",
         object["status"]
     );
@@ -155,19 +166,17 @@ fn stranger(story: &Story, serial: &str, tpm_maker: Option<&Path>) -> Result<Mac
 /// Neither the key's file nor its bytes are on the stick; on the yard's stick, whose boxes may need it, they are.
 fn holds_no_onboarding_key(story: &Story, site: &Site, stick: &Path) -> Result<()> {
     let file = site.controller.data().join("pki/onboard.key.pem");
-    let key = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let key =
+        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let line = key
         .lines()
         .nth(1)
         .filter(|line| line.len() >= 40)
         .with_context(|| format!("{} holds no key", file.display()))?;
     let has = |stick: &Path| -> Result<bool> {
-        let bytes =
-            std::fs::read(stick).with_context(|| format!("reading {}", stick.display()))?;
+        let bytes = std::fs::read(stick).with_context(|| format!("reading {}", stick.display()))?;
         let wanted = line.as_bytes();
-        Ok(bytes
-            .windows(wanted.len())
-            .any(|bytes| bytes == wanted))
+        Ok(bytes.windows(wanted.len()).any(|bytes| bytes == wanted))
     };
     ensure!(
         has(story.yard.stick())?,
@@ -188,7 +197,10 @@ fn wait_for_words(story: &Story, pc: &mut Machine) -> Result<String> {
         "eight words are wanted, and it says {words:?}"
     );
     story.until("the words stand on the screen", || {
-        ensure!(pc.pc.screen()?.shows(words), "the screen does not show {words:?}");
+        ensure!(
+            pc.pc.screen()?.shows(words),
+            "the screen does not show {words:?}"
+        );
         Ok(())
     })?;
     pc.pc.screenshot(&story.dir().join("waiting.png"))?;

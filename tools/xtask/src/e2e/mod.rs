@@ -278,12 +278,7 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
 }
 
 /// Runs one test; gives how many seconds it took. One that panics has failed like any other, and the rest still run.
-fn play(
-    test: &Test,
-    run: fn(&Story) -> Result<()>,
-    yard: &Yard,
-    parent: &Path,
-) -> Result<f64> {
+fn play(test: &Test, run: fn(&Story) -> Result<()>, yard: &Yard, parent: &Path) -> Result<f64> {
     let story = Story::begin(test.name, yard, parent)?;
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&story)))
         .unwrap_or_else(|panic| {

@@ -16,7 +16,7 @@ use protocol::keys::{KeyError, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 
 /// Longest certificate that is kept, in bytes.
@@ -123,7 +123,7 @@ pub fn file(paths: &Paths) -> PathBuf {
 /// device enrols anew.
 #[must_use]
 pub fn load(paths: &Paths, own: &Certificate) -> Option<Grant> {
-    let bytes = match durable::read(&file(paths)) {
+    let bytes = match generations::read(&file(paths)) {
         Ok(bytes) => bytes?,
         Err(error) => {
             tracing::warn!(%error, "the kept grant");
