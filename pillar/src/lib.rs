@@ -32,7 +32,7 @@
 //! | tasks | [`context`] | what the tasks share | |
 //! | | [`enrol`], [`attest`] | how the device comes by its id, in the ways that its image names, and proves what it booted | `context` |
 //! | | [`follow`] | asks for the config and puts it in force | `context` |
-//! | | [`console`], [`link`] | consoles, and the push channel that opens them | `context` |
+//! | | [`console`], [`link`] | consoles, and the push channel that opens them | `context`; link knows console |
 //! | | [`report`], [`logs`] | info, metrics and logs to the controller | `context` |
 //! | | [`bless`] | a boot that works counts as good | `context` |
 //! | all | [`agent`] | starts all of them, from start to end | |

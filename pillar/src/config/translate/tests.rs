@@ -510,7 +510,11 @@ fn access_rules() {
 fn one_bad_app_does_not_take_the_others_away() {
     type Change = fn(&mut AppInstanceConfig);
     let table: [(&str, Change, &str); 15] = [
-        ("no id", |a| a.uuidandversion = None, "not a UUID"),
+        (
+            "no id",
+            |a| a.uuidandversion = None,
+            "is not the id of an application",
+        ),
         ("no resources", |a| a.fixedresources = None, "no resources"),
         (
             "no memory",
