@@ -51,8 +51,8 @@ const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Least time between two questions of an enrolled device.
 const ASK_AGAIN: Duration = Duration::from_secs(600);
-/// How often an enrolled device looks whether its certificate is to be renewed.
-const LOOK_AT_AGE: Duration = Duration::from_secs(3600);
+/// How often an enrolled device looks whether its certificate is to be renewed: once the time is known, and before.
+const LOOK_AT_AGE: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(5));
 
 /// The id and the grant of an earlier start.
 #[must_use]
@@ -130,7 +130,8 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     if let Some(grant) = granted {
         settle(&ctx, grant.device).await;
         zero_touch::set_mark(&ctx, grant.owner).await;
-        until_asked(&ctx).await;
+        // Nothing was asked in this start so far.
+        until_asked(&ctx, Duration::ZERO).await;
     }
     loop {
         match attempt(&ctx, place.way(enrolment)).await {
@@ -139,14 +140,14 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
                 away.reset();
                 ctx.in_contact();
                 settle_eve(&ctx, id).await;
-                until_asked(&ctx).await;
+                until_asked(&ctx, ASK_AGAIN).await;
             }
             Outcome::Granted(granted) => {
                 refused.reset();
                 away.reset();
                 words = Words::default();
                 take_up(&ctx, granted).await;
-                until_asked(&ctx).await;
+                until_asked(&ctx, ASK_AGAIN).await;
             }
             Outcome::Away(reason) => {
                 ctx.out_of_contact(&reason);
@@ -227,17 +228,14 @@ fn tell(ctx: &Context, words: &mut Words, why: &zero_touch::Error) {
     }
 }
 
-/// Waits until an enrolled device has to enrol again.
-async fn until_asked(ctx: &Context) {
+/// Waits until an enrolled device has to enrol again, and for `least` at least.
+async fn until_asked(ctx: &Context, least: Duration) {
     let enrolled = tokio::time::Instant::now();
-    let not_known = async {
-        ctx.reenrol.notified().await;
-        tokio::time::sleep_until(enrolled + ASK_AGAIN).await;
-    };
     tokio::select! {
-        () = not_known => {}
+        () = ctx.reenrol.notified() => {}
         () = too_old(ctx) => tracing::info!("a third of the certificate's life is left"),
     }
+    tokio::time::sleep_until(enrolled + least).await;
 }
 
 /// Waits until the granted certificate is to be renewed. A clock that nobody vouches for says nothing about that.
@@ -245,8 +243,12 @@ async fn too_old(ctx: &Context) {
     let Some(at) = ctx.grant.borrow().as_ref().map(|grant| grant.renew_at()) else {
         return std::future::pending().await;
     };
-    while !(ctx.clock.trusted() && ctx.clock.now() >= at) {
-        tokio::time::sleep(LOOK_AT_AGE).await;
+    loop {
+        match ctx.clock.trusted() {
+            true if ctx.clock.now() >= at => return,
+            true => tokio::time::sleep(LOOK_AT_AGE.0).await,
+            false => tokio::time::sleep(LOOK_AT_AGE.1).await,
+        }
     }
 }
 

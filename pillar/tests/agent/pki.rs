@@ -5,7 +5,7 @@ use std::sync::Arc;
 use protocol::certs;
 use protocol::envelope::SoftwareSigner;
 use protocol::eve::certs::ZControllerCert;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A root that signs the rest.
@@ -33,6 +33,20 @@ impl Root {
         params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// A certificate for somebody's key on P-256, DER.
+    pub fn certify(&self, point: &[u8], years: (i32, i32)) -> Vec<u8> {
+        // SubjectPublicKeyInfo of id-ecPublicKey on prime256v1 (RFC 5480), up to the point.
+        let head: [u8; 26] = [
+            0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
+            0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+        ];
+        let key = SubjectPublicKeyInfo::from_der(&[&head, point].concat()).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        params.signed_by(&key, &self.issuer).unwrap().der().to_vec()
     }
 
     pub fn tls(&self, years: (i32, i32)) -> Arc<rustls::ServerConfig> {
