@@ -636,4 +636,21 @@ mod tests {
         assert!(clock.seconds() < 5_000_000_000);
         assert!(status.troubles().borrow().contains_key(&Topic::ClockFloor));
     }
+
+    #[test]
+    fn a_signed_time_is_the_first_that_is_believed() {
+        let clock = Clock::unset(UNIX_EPOCH + Duration::from_secs(AT));
+        assert_eq!(clock.floor(), AT);
+        // A header that TLS alone vouches for tells nobody the time first.
+        assert!(!clock.confirm(DATE) && !clock.trusted());
+        let told = i64::try_from(AT + HOUR).unwrap() * 1000 + 999;
+        assert!(clock.learn_signed(told) && clock.trusted());
+        // The floor follows by a day at most, and what is no time, or lies below, moves nothing.
+        assert_eq!(clock.floor(), AT + HOUR);
+        let clock = Clock::unset(UNIX_EPOCH + Duration::from_secs(AT));
+        for bad in [-1, i64::MIN, i64::MAX, 1000] {
+            assert!(!clock.learn_signed(bad) && !clock.trusted(), "{bad}");
+        }
+        assert_eq!(clock.floor(), AT);
+    }
 }

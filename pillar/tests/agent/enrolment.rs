@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use onboarding::enrol::mark;
 use pillar::grant::Level;
+use prost::Message as _;
+use protocol::cipher::{self, BlockKey, Point};
 use protocol::enrolment::image::{Enrolment, Home, Way};
 use protocol::enrolment::owner::Pinned;
-use protocol::eve::config::ConfigItem;
+use protocol::eve::common::EncryptionBlock;
+use protocol::eve::config::{ConfigItem, DatastoreConfig, DsType, EdgeDevConfig};
+use protocol::ids::DatastoreId;
 use protocol::keys::CertHash;
 use protocol::paths;
+use uuid::Uuid;
 
 use crate::device::{Device, Running};
 use crate::door::{Admission, Door, Owner};
@@ -561,6 +566,83 @@ async fn row_18_the_endorsement_key_does_not_stand_on_the_wire() {
             );
         }
     });
+}
+
+/// A password for a registry, encrypted to the key that the enrolment certified.
+fn config_with_a_secret(state: &State, password: &str) -> EdgeDevConfig {
+    let device = state.ecdh.as_ref().unwrap();
+    let point = Point::from_certificate_der(&device.der).unwrap();
+    let key = BlockKey::agree(&state.signing.exchange, &point).unwrap();
+    let clear = EncryptionBlock {
+        ds_api_key: "robot".into(),
+        ds_password: password.into(),
+        ..EncryptionBlock::default()
+    };
+    let block = cipher::encrypt(&key, "secrets", &clear.encode_to_vec()).unwrap();
+    let mut config = config("two");
+    config.cipher_contexts = vec![cipher::context(
+        "secrets",
+        &state.signing.exchange_name,
+        &CertHash::of_pem_text(&device.pem),
+    )];
+    config.datastores = vec![DatastoreConfig {
+        id: Uuid::from_u128(9).to_string(),
+        d_type: DsType::DsContainerRegistry.into(),
+        fqdn: "docker://registry.example".into(),
+        cipher_data: Some(block),
+        ..DatastoreConfig::default()
+    }];
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_come_encrypted_to_the_devices_own_key() {
+    let (site, enrolment) = site(ZERO_TOUCH).await;
+    let device = Device::new(&site).enrolling(&enrolment).with_tpm();
+    let mut running = enrols_now(device.start()).await;
+    let password = "correct horse battery staple";
+    let secret = site.with(|state| config_with_a_secret(state, password));
+    site.configure("second", secret.clone());
+    let id = DatastoreId(Uuid::from_u128(9));
+    let desired = running
+        .desires(|desired| desired.datastores.contains_key(&id))
+        .await;
+    let login = desired.datastores[&id].login.clone().unwrap();
+    assert_eq!(
+        (login.user.as_str(), login.password.as_str()),
+        ("robot", password)
+    );
+    site.with(|state| {
+        let bytes = password.as_bytes();
+        assert!(
+            !state
+                .wire
+                .windows(bytes.len())
+                .any(|window| window == bytes)
+        );
+    });
+    // It is opened from the checkpoint, too, and it lies there as it came.
+    running.cut().await;
+    site.with(|state| state.down = true);
+    let mut running = device.start();
+    running
+        .desires(|desired| desired.datastores.contains_key(&id))
+        .await;
+    let kept = std::fs::read(pillar::config::checkpoint::file(device.paths())).unwrap();
+    assert!(
+        !kept
+            .windows(password.len())
+            .any(|window| window == password.as_bytes())
+    );
+    site.with(|state| state.down = false);
+
+    // One that is not for this device's key is told, and the rest of the config is followed.
+    let mut other = secret;
+    other.cipher_contexts[0].device_cert_hash = vec![7; 16];
+    site.configure("third", other);
+    let line = running.line("skerry: trouble: a part of the config").await;
+    assert!(line.contains("credentials of the datastore"), "{line}");
+    in_force(&mut running, "two").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use protocol::certs;
+use protocol::cipher::SoftwareAgreement;
 use protocol::envelope::SoftwareSigner;
 use protocol::eve::certs::ZControllerCert;
+use protocol::keys::CertHash;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -65,11 +67,14 @@ impl Root {
 
     pub fn signing(&self, years: (i32, i32)) -> Signing {
         let (certificate, key) = self.leaf(years);
-        let (exchange, _) = self.leaf(years);
+        let (exchange, exchange_key) = self.leaf(years);
+        let exchange_pem = exchange.pem();
         let pem = certificate.pem().trim().to_owned();
         Signing {
             signer: SoftwareSigner::from_pkcs8_der(&key.serialize_der()).unwrap(),
-            set: certs::build(&pem, &[&exchange.pem()], &[]),
+            set: certs::build(&pem, &[&exchange_pem], &[]),
+            exchange: SoftwareAgreement::from_pkcs8_pem(&exchange_key.serialize_pem()).unwrap(),
+            exchange_name: CertHash::of_pem_text(exchange_pem.as_bytes()),
             pem,
         }
     }
@@ -80,4 +85,7 @@ pub struct Signing {
     pub signer: SoftwareSigner,
     pub pem: String,
     pub set: ZControllerCert,
+    /// The key that cipher blocks are made with, and its certificate's name.
+    pub exchange: SoftwareAgreement,
+    pub exchange_name: CertHash,
 }

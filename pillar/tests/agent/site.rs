@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use onboarding::attest::verifier::{self, Request as Attest};
+use onboarding::attest::verifier::{self, ReceivedCertificate, Request as Attest};
 use onboarding::attest::{QuoteAnswer, Versions};
 use prost::Message as _;
 use protocol::enrolment::seal::Flight;
@@ -80,6 +80,8 @@ pub struct State {
     /// The device's certificate, DER, once it has registered.
     pub registered: Option<Vec<u8>>,
     pub attestation_certificate: Option<Vec<u8>>,
+    /// The certificate of the device's key for secrets.
+    pub ecdh: Option<ReceivedCertificate>,
     pub nonce: Option<Vec<u8>>,
     pub token: Option<Vec<u8>>,
     pub refuse_quotes: bool,
@@ -144,6 +146,7 @@ impl Site {
             device: DeviceId::random(),
             registered: None,
             attestation_certificate: None,
+            ecdh: None,
             nonce: None,
             token: None,
             refuse_quotes: false,
@@ -469,6 +472,7 @@ impl State {
                     .unwrap();
                 self.attestation_certificate =
                     certificates.attestation.map(|certificate| certificate.der);
+                self.ecdh = certificates.ecdh;
                 verifier::certs_answer()
             }
             Attest::Nonce => {
