@@ -163,6 +163,7 @@ pub async fn run(
         device,
         grant,
         token: Mutex::new(None),
+        refusal: Mutex::default(),
         attestation: watch::Sender::new(Attestation::default()),
         config,
         uplinks,

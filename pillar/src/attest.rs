@@ -115,6 +115,7 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     loop {
         match attest(&ctx).await {
             Ok(token) => {
+                ctx.refused_because("");
                 ctx.status.clear(Topic::Attestation);
                 ctx.status.say(Subject::Attestation, "attested");
                 ctx.attestation.send_replace(Attestation::Granted { token });
@@ -137,7 +138,7 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
                 match away {
                     // Said once, by whoever finds out first that nobody answers.
                     Some(error) => ctx.out_of_contact(error),
-                    None => ctx.status.raise(Topic::Attestation, &reason),
+                    None => ctx.tell_refusal(&reason),
                 }
                 // A controller that is away has taken nothing back.
                 let holds = away.is_some()

@@ -84,6 +84,8 @@ pub struct Context {
     pub grant: watch::Sender<Option<Arc<Grant>>>,
     /// A token that came with a grant and was not used so far. It is never written down.
     pub token: Mutex<Option<Vec<u8>>>,
+    /// Which check failed, in the controller's words; empty: it has not said.
+    pub refusal: Mutex<String>,
     /// How far attestation is.
     pub attestation: watch::Sender<Attestation>,
     /// The config in force.
@@ -129,6 +131,28 @@ impl Context {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    /// Notes what the controller said of a refused boot, and tells it to whoever stands before the screen.
+    pub fn refused_because(&self, words: &str) {
+        words.clone_into(&mut self.refusal.lock().unwrap_or_else(PoisonError::into_inner));
+        let failed = match &*self.attestation.borrow() {
+            Attestation::Failed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        if let Some(reason) = failed {
+            self.tell_refusal(&reason);
+        }
+    }
+
+    /// Tells why the device is not attested, with the controller's words if there are any.
+    pub fn tell_refusal(&self, reason: &str) {
+        let words = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match words.as_str() {
+            "" => reason.to_owned(),
+            words => format!("{reason}: {words}"),
+        };
+        self.status.raise(Topic::Attestation, &text);
     }
 
     /// Notes that the controller answered.

@@ -34,6 +34,8 @@ use crate::status::Topic;
 
 /// How long the first question waits for the first quote, so that it need not be refused for want of a token.
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
+/// How the words of a controller begin that tells a refused device which check failed (docs page "Contracts between the parts").
+const REFUSED: &str = "attestation: ";
 /// Delays after no answer: a controller that is back is to be noticed soon, by a fleet that does not come at once.
 const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -85,6 +87,9 @@ pub async fn run(
             Outcome::Token(error) => {
                 ctx.in_contact();
                 tracing::info!(%error, "the controller wants another integrity token");
+                if let Some(words) = error.words().and_then(|words| words.strip_prefix(REFUSED)) {
+                    ctx.refused_because(words);
+                }
                 let granted =
                     |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
                 // While a try goes on already, there is nothing to be asked for.

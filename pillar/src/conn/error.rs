@@ -72,6 +72,15 @@ impl Error {
         }
     }
 
+    /// What an answer that says no says in words.
+    #[must_use]
+    pub fn words(&self) -> Option<&str> {
+        match self {
+            Self::Status { hint, .. } => hint.strip_prefix(": "),
+            _ => None,
+        }
+    }
+
     /// Whether the same message may work later. EVE's rule: no answer, 5xx, 401, 403, 407, 408 and 429 are retried,
     /// any other 4xx means that the message itself is not wanted.
     #[must_use]

@@ -1,8 +1,6 @@
 //! Zero-touch enrolment: the agent against a controller of the test's own. Attacks and faults have the number of their row in the book's
 //! page "Enrolment".
 
-use std::time::Duration;
-
 use onboarding::enrol::mark;
 use pillar::grant::Level;
 use prost::Message as _;
@@ -673,7 +671,10 @@ async fn a_device_attests_again_and_again_and_apps_do_not_notice() {
     );
 
     // Now it fails: what runs goes on, nothing new comes, and everybody is told.
-    site.with(|state| state.refuse_quotes = true);
+    site.with(|state| {
+        state.refuse_quotes = true;
+        state.refusal = "attestation: Secure Boot is off";
+    });
     running.line("skerry: trouble: attestation: ").await;
     site.with(|state| state.token = Some(b"another".to_vec()));
     site.configure("second", crate::config("two"));
@@ -682,7 +683,10 @@ async fn a_device_attests_again_and_again_and_apps_do_not_notice() {
         refused.map(drop)
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    site.until("the reason stands on the board", |state| {
+        crate::trouble(state, "attestation").filter(|text| text.ends_with(": Secure Boot is off"))
+    })
+    .await;
     assert_eq!(names(&running.desired.borrow()), ["one"]);
     let mut running = running;
     site.with(|state| state.refuse_quotes = false);

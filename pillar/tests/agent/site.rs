@@ -85,6 +85,8 @@ pub struct State {
     pub nonce: Option<Vec<u8>>,
     pub token: Option<Vec<u8>>,
     pub refuse_quotes: bool,
+    /// What the 403 to a config request says.
+    pub refusal: &'static str,
     pub quotes: Vec<(bool, Versions)>,
     pub config: EdgeDevConfig,
     pub hash: String,
@@ -150,6 +152,7 @@ impl Site {
             nonce: None,
             token: None,
             refuse_quotes: false,
+            refusal: "",
             quotes: Vec::new(),
             config: EdgeDevConfig::default(),
             hash: "first".into(),
@@ -509,7 +512,10 @@ impl State {
     fn config(&mut self, payload: &[u8]) -> Response<Full<Bytes>> {
         let request = ConfigRequest::decode(payload).unwrap();
         if self.token.as_deref() != Some(&request.integrity_token) {
-            return status(403);
+            return Response::builder()
+                .status(403)
+                .body(Full::new(self.refusal.into()))
+                .unwrap();
         }
         let mut config = self.config.clone();
         let id = match self.answer {
