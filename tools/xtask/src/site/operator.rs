@@ -131,7 +131,14 @@ impl Operator {
 
     /// Imports a list of machines that enrol without a person.
     pub fn import_manifest(&self, name: &str, file: &Path) -> Result<String> {
-        self.run(&["manifest", "import", name, path(file)?, "--unsigned"])
+        self.run(&[
+            "manifest",
+            "import",
+            path(file)?,
+            "--name",
+            name,
+            "--unsigned",
+        ])
     }
 
     /// Lets a waiting machine in.
