@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onboarding::keys::{Identity, IdentityError};
@@ -21,7 +21,6 @@ use onboarding::registration;
 use onboarding::smbios::Machine;
 use onboarding::tpm::Tpm;
 use protocol::ids::DeviceId;
-use protocol::keys::CertHash;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -115,9 +114,10 @@ pub async fn run(
     );
 
     let config = watch::Sender::new(Arc::new(InForce::default()));
-    let device = watch::Sender::new(enrol::kept_id(&paths));
     // The checkpoint waits for one try to open the keys, since its secrets need them; but not for a second.
     let first = open_identity(&options).await;
+    let (id, grant) = enrol::kept(&paths, first.as_ref().ok().map(|identity| &**identity));
+    let (device, grant) = (watch::Sender::new(id), watch::Sender::new(grant));
     let start = Checkpoint {
         paths: &paths,
         bundle: &bundle,
@@ -130,6 +130,9 @@ pub async fn run(
         Ok(identity) => identity,
         Err(reason) => {
             let identity = keep_opening(&options, &status, reason).await;
+            let (id, kept) = enrol::kept(&paths, Some(&identity));
+            device.send_replace(id);
+            grant.send_replace(kept);
             start.apply(*device.borrow(), Some(&identity), &config, &desired);
             identity
         }
@@ -140,7 +143,11 @@ pub async fn run(
         uplink::wait(&uplinks, &status).await;
     }
     let machine = Machine::read(Path::new("/"));
-    let conn = connect(&options, &bundle, &clock, &status, &identity, &machine).await;
+    let name = enrol::sender(&identity, grant.borrow().as_deref());
+    let conn = connect(
+        &options, &bundle, &clock, &status, &identity, &machine, name,
+    )
+    .await;
     if device.borrow().is_some() {
         conn.set_named();
     }
@@ -154,6 +161,9 @@ pub async fn run(
         identity,
         conn,
         device,
+        grant,
+        token: Mutex::new(None),
+        refusal: Mutex::default(),
         attestation: watch::Sender::new(Attestation::default()),
         config,
         uplinks,
@@ -320,17 +330,13 @@ async fn connect(
     status: &Status,
     identity: &Arc<Identity>,
     machine: &Machine,
+    name: Sender,
 ) -> Connection {
     let certificate = identity.device_certificate();
     loop {
         let made = tls::client_config(&bundle.tls_roots, clock.clone())
             .map_err(|error| error.to_string())
             .and_then(|tls| {
-                let device = Sender {
-                    signer: identity.clone(),
-                    hash: CertHash::of_der(certificate.der()),
-                    certificate: None,
-                };
                 let serials = Serials {
                     hardware: registration::serial(machine, certificate),
                     software: bundle.soft_serial.clone().unwrap_or_default(),
@@ -341,7 +347,7 @@ async fn connect(
                     tls,
                     clock.clone(),
                     status.clone(),
-                    device,
+                    name.clone(),
                     serials,
                     certs_file,
                 )

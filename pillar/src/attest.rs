@@ -3,29 +3,36 @@
 //! ```text
 //!                     taken            nonce             SUCCESS
 //!   ShowCertificates -------> AskNonce ------> Quote ------------> Granted (token)
-//!        ^  ^                  ^                 |                    |
-//!        |  |  NO_CERT_FOUND   |  NONCE_MISMATCH |                    | the controller answers 403 to a
-//!        |  '------------------|-----------------|                    | config request, or gives us another id
-//!        |                     '-----------------'                    |
-//!        |                                                            |
-//!        '---- Waiting (15 s) <------ refused, no answer, no TPM -----'
+//!     |  ^  ^                  ^                 |                  ^  |
+//!     |  |  |  NO_CERT_FOUND   |  NONCE_MISMATCH |                  |  | the controller answers 403 to a config request,
+//!     |  |  '------------------|-----------------|                  |  | or gives us another id, or it is time again
+//!     |  |                     '-----------------'                  |  |
+//!     |  |                                                          |  |
+//!     |  '---- Waiting (15 s) <------ refused, no answer -----------|--'
+//!     '------- taken, and a grant brought a token ------------------'
 //! ```
 //!
 //! [`Step::after`] is the whole machine; what it needs from TPM and network stands in [`run`].
+//!
+//! A token that came with a grant stands for a quote that was made a moment ago, in the same flight; a second one at once would say
+//! nothing new. The certificates are shown all the same: with one of them the controller encrypts the secrets of a config.
+//!
+//! A device attests again before its token ends, with the old one in force until the new one is there: whoever asks for a config
+//! meanwhile is served, and apps never notice. If the controller then refuses, the device keeps what it runs, and gets nothing new.
 
 use std::convert::Infallible;
-use std::io::Read as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use onboarding::attest::{AttestError, QuoteAnswer, Versions, device};
-use onboarding::eventlog;
 use protocol::eve::attest::{ZAttestReq, ZAttestResponse};
+use protocol::eve::certs::ZCertType;
 use protocol::paths;
 
+use crate::backoff::fraction;
 use crate::conn;
 use crate::context::{Attestation, Context};
+use crate::host::event_log;
 use crate::status::{Subject, Topic};
 
 /// EVE's delay between tries.
@@ -58,10 +65,17 @@ pub enum Error {
 /// Where in one try the device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    ShowCertificates,
+    /// `granted`: a token that a grant brought.
+    ShowCertificates {
+        granted: Option<Vec<u8>>,
+    },
     AskNonce,
-    Quote { nonce: Vec<u8> },
-    Granted { token: Vec<u8> },
+    Quote {
+        nonce: Vec<u8>,
+    },
+    Granted {
+        token: Vec<u8>,
+    },
     Refused,
 }
 
@@ -80,41 +94,62 @@ impl Step {
     /// The next step.
     fn after(self, heard: Heard) -> Self {
         match (self, heard) {
-            (Self::ShowCertificates, Heard::Taken) | (Self::Quote { .. }, Heard::NonceMismatch) => {
-                Self::AskNonce
-            }
+            (
+                Self::ShowCertificates {
+                    granted: Some(token),
+                },
+                Heard::Taken,
+            ) => Self::Granted { token },
+            (Self::ShowCertificates { granted: None }, Heard::Taken)
+            | (Self::Quote { .. }, Heard::NonceMismatch) => Self::AskNonce,
             (Self::AskNonce, Heard::Nonce(nonce)) => Self::Quote { nonce },
             (Self::Quote { .. }, Heard::Token(token)) => Self::Granted { token },
-            (Self::Quote { .. }, Heard::NoCertificate) => Self::ShowCertificates,
+            (Self::Quote { .. }, Heard::NoCertificate) => Self::ShowCertificates { granted: None },
             _ => Self::Refused,
         }
     }
 }
 
-/// Attests now, and again whenever the controller wants it.
+/// Attests now, and again whenever the controller wants it, or the token grows old.
 pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     loop {
         match attest(&ctx).await {
             Ok(token) => {
+                ctx.refused_because("");
                 ctx.status.clear(Topic::Attestation);
                 ctx.status.say(Subject::Attestation, "attested");
                 ctx.attestation.send_replace(Attestation::Granted { token });
-                ctx.reattest.notified().await;
-                tracing::info!("the controller wants a new quote");
-                ctx.attestation.send_replace(Attestation::Trying);
-                ctx.status.forget(&Subject::Attestation);
+                tokio::select! {
+                    () = ctx.reattest.notified() => {
+                        tracing::info!("the controller wants a new quote");
+                        ctx.attestation.send_replace(Attestation::Trying);
+                        ctx.status.forget(&Subject::Attestation);
+                    }
+                    // The token stays in force until there is another.
+                    () = token_is_old(&ctx) => tracing::info!("the token grows old"),
+                }
             }
             Err(error) => {
                 let reason = error.to_string();
-                match &error {
+                let away = match &error {
+                    Error::Connection(error) => Some(error).filter(|error| error.is_away()),
+                    _ => None,
+                };
+                match away {
                     // Said once, by whoever finds out first that nobody answers.
-                    Error::Connection(error) if error.is_away() => ctx.out_of_contact(error),
-                    _ => ctx.status.raise(Topic::Attestation, &reason),
+                    Some(error) => ctx.out_of_contact(error),
+                    None => ctx.tell_refusal(&reason),
                 }
-                ctx.attestation.send_replace(Attestation::Failed {
-                    reason,
-                    at: Some(SystemTime::now()),
-                });
+                // A controller that is away has taken nothing back.
+                let holds = away.is_some()
+                    && matches!(*ctx.attestation.borrow(), Attestation::Granted { .. });
+                if !holds {
+                    ctx.status.forget(&Subject::Attestation);
+                    ctx.attestation.send_replace(Attestation::Failed {
+                        reason,
+                        at: Some(SystemTime::now()),
+                    });
+                }
                 // A controller that is back is asked at once.
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => {}
@@ -125,16 +160,33 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     }
 }
 
+/// Waits until the token is old: a share of the time that the config in force names, so that a fleet does not come at once.
+async fn token_is_old(ctx: &Context) {
+    let granted = tokio::time::Instant::now();
+    let share = 0.8 + 0.2 * fraction();
+    let mut config = ctx.config.subscribe();
+    loop {
+        let interval = config.borrow_and_update().settings.attest_interval;
+        tokio::select! {
+            () = tokio::time::sleep_until(granted + interval.mul_f64(share)) => return,
+            changed = config.changed() => if changed.is_err() {
+                // The sender is a field of the context.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
 /// One try.
 async fn attest(ctx: &Context) -> Result<Vec<u8>, Error> {
     let path = paths::attest(ctx.device_id().await);
-    let mut step = Step::ShowCertificates;
+    let mut step = Step::ShowCertificates {
+        granted: ctx.take_token(),
+    };
     for _ in 0..MAX_ROUNDS {
         let heard = match &step {
-            Step::ShowCertificates => {
-                device::read_certs_answer(
-                    &ask(ctx, &path, device::certs_request(&ctx.identity)).await?,
-                )?;
+            Step::ShowCertificates { .. } => {
+                device::read_certs_answer(&ask(ctx, &path, certificates(ctx)).await?)?;
                 Heard::Taken
             }
             Step::AskNonce => Heard::Nonce(device::read_nonce(
@@ -169,6 +221,18 @@ async fn ask(ctx: &Context, path: &str, request: ZAttestReq) -> Result<ZAttestRe
     Ok(response)
 }
 
+/// The device's certificates. A controller that granted the device its id knows its endorsement key already, from a message that nobody
+/// else could read; these messages are signed and not sealed, and who reads along is not to know the box again by that key.
+fn certificates(ctx: &Context) -> ZAttestReq {
+    let mut request = device::certs_request(&ctx.identity);
+    if ctx.grant.borrow().is_some() {
+        request
+            .certs
+            .retain(|cert| cert.r#type() != ZCertType::CertTypeDeviceEndorsementRsa);
+    }
+    request
+}
+
 /// Has the TPM quote; it takes its time.
 async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
     let identity = ctx.identity.clone();
@@ -177,22 +241,11 @@ async fn quote(ctx: &Context, nonce: Vec<u8>) -> Result<ZAttestReq, Error> {
         firmware: ctx.machine.firmware(),
     };
     let request = tokio::task::spawn_blocking(move || {
-        let log = event_log(Path::new(eventlog::PATH));
+        let log = event_log::read();
         device::quote_request(&identity, &nonce, &versions, log.as_deref())
     })
     .await??;
     Ok(request)
-}
-
-/// The firmware's event log, if there is one of a sensible size.
-fn event_log(path: &Path) -> Option<Vec<u8>> {
-    let mut log = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
-    // What is larger than the controller takes is of no use to it.
-    file.take(eventlog::MAX_LOG as u64 + 1)
-        .read_to_end(&mut log)
-        .ok()?;
-    (!log.is_empty() && log.len() <= eventlog::MAX_LOG).then_some(log)
 }
 
 #[cfg(test)]
@@ -202,19 +255,18 @@ mod tests {
     #[test]
     fn each_answer_leads_where_eves_machine_goes() {
         let quote = || Step::Quote { nonce: vec![1] };
+        let show = |granted| Step::ShowCertificates { granted };
+        let granted = || Step::Granted { token: vec![2] };
         let table = [
-            (Step::ShowCertificates, Heard::Taken, Step::AskNonce),
+            (show(None), Heard::Taken, Step::AskNonce),
+            (show(Some(vec![2])), Heard::Taken, granted()),
             (Step::AskNonce, Heard::Nonce(vec![1]), quote()),
-            (
-                quote(),
-                Heard::Token(vec![2]),
-                Step::Granted { token: vec![2] },
-            ),
+            (quote(), Heard::Token(vec![2]), granted()),
             (quote(), Heard::NonceMismatch, Step::AskNonce),
-            (quote(), Heard::NoCertificate, Step::ShowCertificates),
+            (quote(), Heard::NoCertificate, show(None)),
             (quote(), Heard::Refused, Step::Refused),
             // Answers that fit no question end the try.
-            (Step::ShowCertificates, Heard::Token(vec![2]), Step::Refused),
+            (show(None), Heard::Token(vec![2]), Step::Refused),
             (Step::AskNonce, Heard::Taken, Step::Refused),
         ];
         for (step, heard, next) in table {
@@ -224,21 +276,5 @@ mod tests {
                 "{step:?} {heard:?}"
             );
         }
-    }
-
-    #[test]
-    fn an_event_log_is_read_if_there_is_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        assert_eq!(event_log(&path), None);
-        std::fs::write(&path, b"").unwrap();
-        assert_eq!(event_log(&path), None);
-        std::fs::write(&path, b"log").unwrap();
-        assert_eq!(event_log(&path).unwrap(), b"log");
-        let file = std::fs::File::create(&path).unwrap();
-        file.set_len(eventlog::MAX_LOG as u64).unwrap();
-        assert_eq!(event_log(&path).unwrap().len(), eventlog::MAX_LOG);
-        file.set_len(eventlog::MAX_LOG as u64 + 1).unwrap();
-        assert_eq!(event_log(&path), None);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use protocol::authority::Authority;
+use protocol::enrolment::image::Enrolment;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
@@ -21,6 +22,8 @@ pub struct Bundle {
     pub root_pem: Vec<u8>,
     /// Roots for the TLS connection, DER: those of the bundle and the root above, as EVE does.
     pub tls_roots: Vec<CertificateDer<'static>>,
+    /// How the device enrols.
+    pub enrolment: Enrolment,
     /// EVE's onboarding certificate and key, PEM, if the image carries them.
     pub onboarding: Option<(String, String)>,
     /// Serial set by software (`soft_serial`), for machines whose firmware has none.
@@ -55,10 +58,12 @@ pub enum Error {
     },
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Extras {
     built_at: Option<jiff::Timestamp>,
+    #[serde(default)]
+    enrolment: Enrolment,
 }
 
 impl Bundle {
@@ -114,24 +119,40 @@ impl Bundle {
             .ok()
             .map(|text| text.trim().to_owned())
             .filter(|text| !text.is_empty());
-        let built_at = match text("skerry.json") {
-            Ok(json) => serde_json::from_str::<Extras>(&json)
-                .map_err(|error| content("skerry.json", &error.to_string()))?
-                .built_at
-                .and_then(|at| u64::try_from(at.as_second()).ok())
-                .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+        let extras = match text("skerry.json") {
+            Ok(json) => extras(&json).map_err(|error| content("skerry.json", &error))?,
             // A bundle of another EVE controller has no such file.
-            Err(_) => None,
+            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Extras::default()
+            }
+            Err(error) => return Err(error),
         };
+        let built_at = extras
+            .built_at
+            .and_then(|at| u64::try_from(at.as_second()).ok())
+            .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         Ok(Self {
             server,
             root_pem,
             tls_roots,
+            enrolment: extras.enrolment,
             onboarding,
             soft_serial,
             built_at,
         })
     }
+}
+
+fn extras(json: &str) -> Result<Extras, String> {
+    serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
+/// Reads what `skerry.json` says of enrolment.
+///
+/// # Errors
+/// What is wrong with the file, and where.
+pub fn enrolment(json: &str) -> Result<Enrolment, String> {
+    extras(json).map(|extras| extras.enrolment)
 }
 
 /// A text that should be PEM and is not.
@@ -170,5 +191,15 @@ mod tests {
             error.contains("root-certificate.pem") && error.contains("no certificate"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_the_image_says_of_enrolment_is_read_strictly() {
+        let eve = enrolment(r#"{"builtAt":"2026-11-20T19:50:00Z"}"#).unwrap();
+        assert_eq!(eve, Enrolment::default());
+        let only_eve = r#"{"enrolment":{"order":["eve"]},"laterVersions":1}"#;
+        assert_eq!(enrolment(only_eve).unwrap(), eve);
+        let error = enrolment(r#"{"enrolment":{"order":["zeroTouch","eve"]}}"#).unwrap_err();
+        assert!(error.contains("enrolment.owner is not"), "{error}");
     }
 }

@@ -3,8 +3,9 @@
 //! ```text
 //!            floor: the later of {image made, time kept on disk}
 //!   Floored ------------------------------------------------------> Trusted
-//!      ^   system clock set to the floor if it is below             a signed answer of the controller: its Date header
-//!      |                                                            sets the clock, and the kept floor rises
+//!      ^   system clock set to the floor if it is below             a signed time: that of a challenge or a grant, or the
+//!      |                                                            Date header of a signed answer. It sets the clock, and
+//!      |                                                            the kept floor rises
 //!    boot, or an hour without an answer that confirms the time <-------'
 //! ```
 //!
@@ -253,6 +254,24 @@ impl Clock {
         self.confirm(date)
     }
 
+    /// Takes a time that the owner's delegate signed over a nonce of ours, in milliseconds since 1970: the first that a device hears
+    /// which enrols by the zero-touch way. Returns whether the clock was set.
+    pub fn learn_signed(&self, milliseconds: i64) -> bool {
+        let named = u64::try_from(milliseconds / 1000).ok();
+        let Some(named) = named.filter(|named| *named < END) else {
+            tracing::warn!(milliseconds, "controller's signed time is no time");
+            return false;
+        };
+        self.state().heard = true;
+        self.hear(named)
+    }
+
+    /// The earliest time that it can be, seconds since 1970.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.state().floors.get()
+    }
+
     /// The same of an answer that TLS alone vouches for: enough to keep a good clock good and to put a doubtful one
     /// right, not to tell the time first.
     pub fn confirm(&self, date: &str) -> bool {
@@ -260,6 +279,11 @@ impl Clock {
             tracing::warn!(date, "controller's Date header not understood");
             return false;
         };
+        self.hear(named)
+    }
+
+    /// Takes a time, once a signed one was heard.
+    fn hear(&self, named: u64) -> bool {
         let tolerance = if self.trusted() { DRIFT } else { TOLERANCE };
         let (step, floors, keep) = {
             let mut state = self.state();
@@ -611,5 +635,22 @@ mod tests {
         let clock = Clock::start(file, None, false, status.clone());
         assert!(clock.seconds() < 5_000_000_000);
         assert!(status.troubles().borrow().contains_key(&Topic::ClockFloor));
+    }
+
+    #[test]
+    fn a_signed_time_is_the_first_that_is_believed() {
+        let clock = Clock::unset(UNIX_EPOCH + Duration::from_secs(AT));
+        assert_eq!(clock.floor(), AT);
+        // A header that TLS alone vouches for tells nobody the time first.
+        assert!(!clock.confirm(DATE) && !clock.trusted());
+        let told = i64::try_from(AT + HOUR).unwrap() * 1000 + 999;
+        assert!(clock.learn_signed(told) && clock.trusted());
+        // The floor follows by a day at most, and what is no time, or lies below, moves nothing.
+        assert_eq!(clock.floor(), AT + HOUR);
+        let clock = Clock::unset(UNIX_EPOCH + Duration::from_secs(AT));
+        for bad in [-1, i64::MIN, i64::MAX, 1000] {
+            assert!(!clock.learn_signed(bad) && !clock.trusted(), "{bad}");
+        }
+        assert_eq!(clock.floor(), AT);
     }
 }

@@ -4,14 +4,14 @@
 //!
 //! | fact | written by | watched by |
 //! |---|---|---|
-//! | `device` | `enrol` | all that send |
+//! | `device`, `grant` | `enrol` | all that send |
 //! | `attestation` | `attest` | `follow`, `report`, `bless` |
 //! | `config` | `follow` | `report`, `logs` |
 //! | `uplinks` | `uplink` | `report` |
 //! | `observed` | reconcilers | `report`, `link` |
 //! | `contact` | `follow`, `link` | `report`, `logs`, `bless` |
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use onboarding::keys::Identity;
@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::config::InForce;
 use crate::conn::{self, Connection};
 use crate::domain::observed::Observed;
+use crate::grant::Grant;
 use crate::paths::Paths;
 use crate::status::{Status, Topic};
 use crate::uplink::Uplink;
@@ -79,6 +80,12 @@ pub struct Context {
     pub conn: Connection,
     /// The id that the controller gave.
     pub device: watch::Sender<Option<DeviceId>>,
+    /// What the zero-touch way left, if the device came by it.
+    pub grant: watch::Sender<Option<Arc<Grant>>>,
+    /// A token that came with a grant and was not used so far. It is never written down.
+    pub token: Mutex<Option<Vec<u8>>>,
+    /// Which check failed, in the controller's words; empty: it has not said.
+    pub refusal: Mutex<String>,
     /// How far attestation is.
     pub attestation: watch::Sender<Attestation>,
     /// The config in force.
@@ -110,6 +117,42 @@ impl Context {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Keeps the token that came with a grant until attestation takes it.
+    pub fn keep_token(&self, token: Vec<u8>) {
+        let token = (!token.is_empty()).then_some(token);
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// The token that came with a grant, once.
+    pub fn take_token(&self) -> Option<Vec<u8>> {
+        self.token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Notes what the controller said of a refused boot, and tells it to whoever stands before the screen.
+    pub fn refused_because(&self, words: &str) {
+        words.clone_into(&mut self.refusal.lock().unwrap_or_else(PoisonError::into_inner));
+        let failed = match &*self.attestation.borrow() {
+            Attestation::Failed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        if let Some(reason) = failed {
+            self.tell_refusal(&reason);
+        }
+    }
+
+    /// Tells why the device is not attested, with the controller's words if there are any.
+    pub fn tell_refusal(&self, reason: &str) {
+        let words = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match words.as_str() {
+            "" => reason.to_owned(),
+            words => format!("{reason}: {words}"),
+        };
+        self.status.raise(Topic::Attestation, &text);
     }
 
     /// Notes that the controller answered.

@@ -34,6 +34,8 @@ use crate::status::Topic;
 
 /// How long the first question waits for the first quote, so that it need not be refused for want of a token.
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
+/// How the words of a controller begin that tells a refused device which check failed (docs page "Contracts between the parts").
+const REFUSED: &str = "attestation: ";
 /// Delays after no answer: a controller that is back is to be noticed soon, by a fleet that does not come at once.
 const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -43,8 +45,8 @@ enum Outcome {
     Good,
     /// An answer that is not to be followed.
     Refused(String),
-    /// The token is not good.
-    Token,
+    /// The token is not good; the controller's words.
+    Token(conn::Error),
     /// The controller does not know us.
     Unknown(conn::Error),
     /// No answer, or none that says anything about the config.
@@ -82,9 +84,12 @@ pub async fn run(
                     &format!("config refused: {reason}; the last good one stays"),
                 );
             }
-            Outcome::Token => {
+            Outcome::Token(error) => {
                 ctx.in_contact();
-                tracing::info!("the controller wants another integrity token");
+                tracing::info!(%error, "the controller wants another integrity token");
+                if let Some(words) = error.words().and_then(|words| words.strip_prefix(REFUSED)) {
+                    ctx.refused_because(words);
+                }
                 let granted =
                     |attestation: &Attestation| matches!(attestation, Attestation::Granted { .. });
                 // While a try goes on already, there is nothing to be asked for.
@@ -141,7 +146,7 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
         Ok(answer) => answer,
         Err(error) => {
             return match error.status() {
-                Some(403) => Outcome::Token,
+                Some(403) => Outcome::Token(error),
                 Some(400 | 401 | 404) => Outcome::Unknown(error),
                 _ => Outcome::Failed(error),
             };

@@ -25,11 +25,12 @@
 //! | | [`tls`] | which roots and which time TLS goes by | `clock` |
 //! | controller | [`bundle`] | which controller, whom to trust | |
 //! | | [`conn`] | signed requests and answers | `bundle` |
+//! | | [`grant`] | what zero-touch enrolment leaves on the disk | |
 //! | | [`websocket`] | WebSockets over the same TLS | `conn` |
 //! | | [`config`] | configs: checked, kept, translated | `conn` |
 //! | reconcilers | [`reconcile`] | makes the device what it should be; knows no controller | |
 //! | tasks | [`context`] | what the tasks share | |
-//! | | [`enrol`], [`attest`] | how the device comes by its id, and proves what it booted | `context` |
+//! | | [`enrol`], [`attest`] | how the device comes by its id, in the ways that its image names, and proves what it booted | `context` |
 //! | | [`follow`] | asks for the config and puts it in force | `context` |
 //! | | [`console`], [`link`] | consoles, and the push channel that opens them | `context`; link knows console |
 //! | | [`report`], [`logs`] | info, metrics and logs to the controller | `context` |
@@ -54,6 +55,7 @@ pub mod domain;
 pub mod enrol;
 pub mod follow;
 pub mod generations;
+pub mod grant;
 pub mod host;
 pub mod link;
 pub mod logs;

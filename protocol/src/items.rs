@@ -3,6 +3,7 @@
 //! | item of | name | what it says |
 //! |---|---|---|
 //! | `ZInfoConfigItemStatus.config_items` | [`CONFIG_HASH`] | the hash of the config in force |
+//! | | [`ENROLMENT_LEVEL`] | how much the controller knew of the device when it granted it its id |
 //! | | [`trouble`] | a trouble of the device as a whole |
 //! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
 //!
@@ -14,6 +15,9 @@ use crate::ids::AppId;
 
 /// Config item whose value is the hash of the config in force.
 pub const CONFIG_HASH: &str = "skerry.config.hash";
+
+/// Config item whose value is the level that the device was granted: `none`, `bronze`, `silver` or `gold`. Absent: it came by EVE's way.
+pub const ENROLMENT_LEVEL: &str = "skerry.enrolment.level";
 
 const TROUBLE: &str = "skerry.trouble.";
 const PROCESS: &str = "skerry.process.";

@@ -1,4 +1,4 @@
-//! Config items: the knobs that a controller turns on a device, with EVE's names, defaults and limits.
+//! Config items: the knobs that a controller turns on a device, with EVE's names, defaults and limits, and one of ours.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +16,8 @@ pub struct Settings {
     pub device_info_interval: Duration,
     /// `timer.cert.interval`: time between two questions for the controller's certificates.
     pub cert_interval: Duration,
+    /// `skerry.attest.interval`: longest time until the device attests again; the controller's policy has tokens end later than that.
+    pub attest_interval: Duration,
     /// The controller's epoch; when it changes, all info is sent again.
     pub epoch: i64,
     /// Values in force by key, as reported.
@@ -25,11 +27,12 @@ pub struct Settings {
 }
 
 /// Key, default, least and largest value, in seconds.
-const TIMERS: [(&str, u64, u64, u64); 4] = [
+const TIMERS: [(&str, u64, u64, u64); 5] = [
     ("timer.config.interval", 60, 5, 86_400),
     ("timer.metric.interval", 60, 5, 3_600),
     ("timer.deviceinfo.interval", 600, 30, u32::MAX as u64),
     ("timer.cert.interval", 86_400, 60, u32::MAX as u64),
+    ("skerry.attest.interval", 3_000, 5, 86_400),
 ];
 
 impl Default for Settings {
@@ -69,12 +72,14 @@ impl Settings {
             metric_interval,
             device_info_interval,
             cert_interval,
+            attest_interval,
         ] = seconds.map(Duration::from_secs);
         Self {
             config_interval,
             metric_interval,
             device_info_interval,
             cert_interval,
+            attest_interval,
             epoch: config.controller_epoch,
             known,
             refused,

@@ -15,6 +15,16 @@ pub enum Error {
         /// The whole chain of reasons.
         reason: String,
     },
+    /// Somebody else's answer.
+    #[error(
+        "{url}: the network answers in the controller's place (HTTP {status}), as a captive portal does that wants a sign-in; have the network let this machine through, or use another one"
+    )]
+    Portal {
+        /// What was asked.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
     /// An answer that says no.
     #[error("{url} answered {status}{hint}")]
     Status {
@@ -62,6 +72,15 @@ impl Error {
         }
     }
 
+    /// What an answer that says no says in words.
+    #[must_use]
+    pub fn words(&self) -> Option<&str> {
+        match self {
+            Self::Status { hint, .. } => hint.strip_prefix(": "),
+            _ => None,
+        }
+    }
+
     /// Whether the same message may work later. EVE's rule: no answer, 5xx, 401, 403, 407, 408 and 429 are retried,
     /// any other 4xx means that the message itself is not wanted.
     #[must_use]
@@ -80,6 +99,7 @@ impl Error {
         matches!(
             self,
             Self::Unreachable { .. }
+                | Self::Portal { .. }
                 | Self::Status {
                     status: 502..=504,
                     ..

@@ -11,6 +11,7 @@
 
 pub mod certs;
 pub mod error;
+pub mod unreachable;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,8 +22,8 @@ use protocol::authority::Authority;
 use protocol::envelope::{self, Envelope, EnvelopeError, MAX_REPLY};
 use protocol::keys::{CertHash, Signer};
 use protocol::paths;
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap};
-use reqwest::{Client, Method};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName};
+use reqwest::{Client, Method, RequestBuilder};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -85,7 +86,7 @@ struct Inner {
     root_pem: Vec<u8>,
     clock: Clock,
     status: Status,
-    device: Sender,
+    device: RwLock<Sender>,
     serials: Serials,
     named: std::sync::atomic::AtomicBool,
     certs_file: PathBuf,
@@ -126,7 +127,7 @@ impl Connection {
                 root_pem: bundle.root_pem.clone(),
                 clock,
                 status,
-                device,
+                device: RwLock::new(device),
                 serials,
                 named: false.into(),
                 certs_file,
@@ -155,6 +156,23 @@ impl Connection {
         self.inner
             .named
             .store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// From now on the device's messages go under this name.
+    pub fn speak_as(&self, device: Sender) {
+        *self
+            .inner
+            .device
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = device;
+    }
+
+    fn device(&self) -> Sender {
+        self.inner
+            .device
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The certificates at hand, without asking anybody.
@@ -231,8 +249,7 @@ impl Connection {
     /// # Errors
     /// See [`Error`]; any status but 200, 201, 204 and 304 is one.
     pub async fn post(&self, path: &str, payload: Vec<u8>) -> Result<Answer, Error> {
-        let device = self.inner.device.clone();
-        self.post_as(device, path, payload).await
+        self.post_as(self.device(), path, payload).await
     }
 
     /// Sends `payload` in an envelope of somebody else's key.
@@ -252,6 +269,19 @@ impl Connection {
             self.inner.clock.confirm(date);
         }
         Ok(answer)
+    }
+
+    /// Sends a body that is sealed by itself, without an envelope, and without the serial numbers that others carry in their heads: who
+    /// listens is to learn nothing of the machine.
+    ///
+    /// # Errors
+    /// As [`Connection::post`].
+    pub async fn post_sealed(&self, path: &str, body: Vec<u8>) -> Result<Answer, Error> {
+        let request = self
+            .request(Method::POST, path)
+            .header(CONTENT_TYPE, paths::CONTENT_TYPE)
+            .body(body);
+        self.exchange(path, request).await
     }
 
     /// Opens the envelope of an answer: checks the signature and gives the payload. The first that is good also tells
@@ -302,13 +332,20 @@ impl Connection {
     /// # Errors
     /// When the key's holder cannot sign.
     pub async fn seal(&self, payload: Vec<u8>) -> Result<Vec<u8>, Error> {
-        seal(self.inner.device.clone(), payload).await
+        seal(self.device(), payload).await
     }
 
     /// The whole URL of a path.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.inner.server)
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.inner
+            .http
+            .request(method, self.url(path))
+            .header("X-Request-Id", Uuid::new_v4().to_string())
     }
 
     async fn send(
@@ -318,12 +355,7 @@ impl Connection {
         body: Option<Vec<u8>>,
         headers: Option<HeaderMap>,
     ) -> Result<Answer, Error> {
-        let url = self.url(path);
-        let mut request = self
-            .inner
-            .http
-            .request(method, &url)
-            .header("X-Request-Id", Uuid::new_v4().to_string());
+        let mut request = self.request(method, path);
         if !self.inner.named.load(std::sync::atomic::Ordering::Relaxed) {
             let Serials { hardware, software } = &self.inner.serials;
             request = request
@@ -336,22 +368,25 @@ impl Connection {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, paths::CONTENT_TYPE).body(body);
         }
-        let unreachable = |error: reqwest::Error| {
-            // The outermost layer only says that sending failed.
-            let error = error.without_url();
-            let reason = std::error::Error::source(&error).map_or_else(|| chain(&error), chain);
-            Error::Unreachable {
-                url: url.clone(),
-                reason,
-            }
+        self.exchange(path, request).await
+    }
+
+    async fn exchange(&self, path: &str, request: RequestBuilder) -> Result<Answer, Error> {
+        let url = self.url(path);
+        let unreachable = |error: reqwest::Error| Error::Unreachable {
+            url: url.clone(),
+            reason: unreachable::why(error.without_url()),
         };
         let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        let date = response
-            .headers()
-            .get(DATE)
-            .and_then(|date| date.to_str().ok())
-            .map(str::to_owned);
+        let header = |name: HeaderName| -> Option<String> {
+            let value = response.headers().get(name)?.to_str().ok()?;
+            Some(value.to_owned())
+        };
+        let date = header(DATE);
+        if unreachable::is_portal(status, header(CONTENT_TYPE).as_deref()) {
+            return Err(Error::Portal { url, status });
+        }
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len().saturating_add(chunk.len()) > MAX_REPLY {

@@ -26,7 +26,7 @@ use protocol::eve::info::{
     ZSwState, ZmetIpAssignmentEntry,
 };
 use protocol::ids::{AppId, ContentId, NetworkInstanceId, VolumeId};
-use protocol::items::{self, CONFIG_HASH};
+use protocol::items::{self, CONFIG_HASH, ENROLMENT_LEVEL};
 
 use super::procfs::{self, Memory};
 use crate::config::InForce;
@@ -36,6 +36,7 @@ use crate::domain::observed::{
     AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble,
     VolumeStatus,
 };
+use crate::grant::Level;
 use crate::paths::Paths;
 use crate::status::Troubles;
 use crate::uplink::Uplink;
@@ -68,6 +69,8 @@ pub struct Snapshot {
     pub uplinks: Vec<Uplink>,
     /// How far attestation is.
     pub attestation: Attestation,
+    /// How much the controller knew of the device when it granted it its id; none: it came by EVE's way.
+    pub level: Option<Level>,
     /// What is wrong with the device as a whole.
     pub troubles: Troubles,
 }
@@ -267,6 +270,9 @@ impl Snapshot {
             .map(|(key, value)| (key.clone(), item(value, "")))
             .collect();
         config_items.insert(CONFIG_HASH.to_owned(), item(&self.config.hash, ""));
+        if let Some(level) = self.level {
+            config_items.insert(ENROLMENT_LEVEL.to_owned(), item(&level.to_string(), ""));
+        }
         for (topic, trouble) in &self.troubles {
             config_items.insert(items::trouble(topic), item("", &trouble.message));
         }

@@ -167,6 +167,7 @@ struct Sources {
     config: tokio::sync::watch::Receiver<Arc<crate::config::InForce>>,
     uplinks: tokio::sync::watch::Receiver<Vec<crate::uplink::Uplink>>,
     attestation: tokio::sync::watch::Receiver<crate::context::Attestation>,
+    grant: tokio::sync::watch::Receiver<Option<Arc<crate::grant::Grant>>>,
     troubles: tokio::sync::watch::Receiver<crate::status::Troubles>,
 }
 
@@ -177,6 +178,7 @@ impl Sources {
             config: ctx.config.subscribe(),
             uplinks: ctx.uplinks.clone(),
             attestation: ctx.attestation.subscribe(),
+            grant: ctx.grant.subscribe(),
             troubles: ctx.status.troubles(),
         }
     }
@@ -187,6 +189,11 @@ impl Sources {
             config: self.config.borrow_and_update().clone(),
             uplinks: self.uplinks.borrow_and_update().clone(),
             attestation: self.attestation.borrow_and_update().clone(),
+            level: self
+                .grant
+                .borrow_and_update()
+                .as_ref()
+                .map(|grant| grant.level),
             troubles: self.troubles.borrow_and_update().clone(),
         }
     }
@@ -197,6 +204,7 @@ impl Sources {
             changed = self.config.changed() => changed.is_err(),
             changed = self.uplinks.changed() => changed.is_err(),
             changed = self.attestation.changed() => changed.is_err(),
+            changed = self.grant.changed() => changed.is_err(),
             changed = self.troubles.changed() => changed.is_err(),
         };
         if closed {

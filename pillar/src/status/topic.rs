@@ -39,6 +39,8 @@ pub enum Topic {
     Logs,
     /// How far the logs were sent cannot be kept.
     LogsCursor,
+    /// The owner's mark in the TPM cannot be read or written.
+    OwnerMark,
     /// No interface has an address.
     Uplink,
     /// A task of the agent ended, by its name.
@@ -63,6 +65,7 @@ impl fmt::Display for Topic {
             Self::LedgerLost => "ledger.lost",
             Self::Logs => "logs",
             Self::LogsCursor => "logs.cursor",
+            Self::OwnerMark => "owner.mark",
             Self::Uplink => "uplink",
             Self::Task(name) => return write!(out, "task.{name}"),
         })

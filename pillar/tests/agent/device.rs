@@ -11,18 +11,21 @@ use pillar::domain::observed::Observed;
 use pillar::paths::Paths;
 use pillar::status::Status;
 use pillar::uplink::Sources;
+use protocol::enrolment::image::{Enrolment, Way};
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::site::Site;
+use crate::tpm::{Hop, Tpm};
 
 /// A device that is switched off.
 pub struct Device {
     dir: TempDir,
     options: Options,
-    _tpm: Option<Tpm>,
+    pub tpm: Option<Tpm>,
+    pub hop: Option<Hop>,
 }
 
 /// A device that runs; switched off when dropped.
@@ -43,15 +46,6 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-struct Tpm(Child);
-
-impl Drop for Tpm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -107,37 +101,55 @@ impl Device {
         Self {
             dir,
             options,
-            _tpm: None,
+            tpm: None,
+            hop: None,
         }
     }
 
     /// With a simulated TPM.
     pub fn with_tpm(mut self) -> Self {
-        let device = &mut self;
-        let state = device.dir.path().join("tpm");
-        std::fs::create_dir(&state).unwrap();
-        let socket = state.join("socket");
-        let child = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .arg("--tpmstate")
-            .arg(format!("dir={}", state.display()))
-            .arg("--server")
-            .arg(format!("type=unixio,path={}", socket.display()))
-            .arg("--ctrl")
-            .arg(format!("type=unixio,path={}.ctrl", socket.display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("swtpm is needed; install the package swtpm");
-        let tpm = Tpm(child);
-        for _ in 0..500 {
-            if socket.exists() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        device.options.tpm = socket;
-        device._tpm = Some(tpm);
+        let tpm = Tpm::new(&self.dir.path().join("tpm"));
+        self.options.tpm = tpm.socket();
+        self.tpm = Some(tpm);
         self
+    }
+
+    /// With a simulated TPM, and a hop before it.
+    pub fn with_tpm_behind_a_hop(self) -> Self {
+        let mut device = self.with_tpm();
+        let hop = Hop::new(device.dir.path().join("hop"), device.options.tpm.clone());
+        device.options.tpm = hop.socket().to_owned();
+        device.hop = Some(hop);
+        device
+    }
+
+    /// With an image that says this of enrolment; without EVE's way it brings no onboarding key.
+    pub fn enrolling(self, enrolment: &Enrolment) -> Self {
+        self.set_image(enrolment, "2026-01-01T00:00:00Z");
+        self
+    }
+
+    /// Installs another image, made at this time.
+    pub fn set_image(&self, enrolment: &Enrolment, built_at: &str) {
+        let facts = serde_json::json!({"builtAt": built_at, "enrolment": enrolment});
+        std::fs::write(self.config_file("skerry.json"), facts.to_string()).unwrap();
+        if !enrolment.has(Way::Eve) {
+            for name in ["onboard.cert.pem", "onboard.key.pem"] {
+                let _ = std::fs::remove_file(self.config_file(name));
+            }
+        }
+    }
+
+    /// Everything that outlives a power cut is lost; the TPM stays.
+    pub fn wipe(&self) {
+        let persist = &self.options.paths.persist;
+        std::fs::remove_dir_all(persist).unwrap();
+        std::fs::create_dir(persist).unwrap();
+    }
+
+    /// Whether a grant lies on the disk.
+    pub fn has_grant(&self) -> bool {
+        pillar::grant::file(self.paths()).exists()
     }
 
     pub fn paths(&self) -> &Paths {

@@ -9,10 +9,14 @@
 )]
 
 mod device;
+mod door;
+mod enrolment;
 mod pki;
+mod power_cut;
 mod real;
 mod site;
 mod telemetry;
+mod tpm;
 
 use std::time::SystemTime;
 

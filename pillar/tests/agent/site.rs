@@ -2,7 +2,7 @@
 //! never gives.
 
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,9 +14,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use onboarding::attest::verifier::{self, Request as Attest};
+use onboarding::attest::verifier::{self, ReceivedCertificate, Request as Attest};
 use onboarding::attest::{QuoteAnswer, Versions};
 use prost::Message as _;
+use protocol::enrolment::seal::Flight;
 use protocol::envelope::{self, Certificate, Envelope, MAX_REQUEST};
 use protocol::eve::attest::ZAttestReq;
 use protocol::eve::config::{ConfigRequest, ConfigResponse, EdgeDevConfig, UuiDandVersion};
@@ -37,10 +38,29 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::door::Door;
 use crate::pki::{Root, Signing};
 
 /// Certificates that are valid today.
 pub const NOW: (i32, i32) = (2020, 2090);
+
+/// What goes wrong with a request, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives.
+    Request,
+    /// It is dealt with, and the answer never arrives.
+    Answer,
+}
+
+/// What a network puts in the controller's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Portal {
+    /// A way to somewhere else.
+    Redirect,
+    /// A page for people.
+    Page,
+}
 
 /// How the next config requests are answered.
 #[derive(Clone, Debug)]
@@ -60,9 +80,13 @@ pub struct State {
     /// The device's certificate, DER, once it has registered.
     pub registered: Option<Vec<u8>>,
     pub attestation_certificate: Option<Vec<u8>>,
+    /// The certificate of the device's key for secrets.
+    pub ecdh: Option<ReceivedCertificate>,
     pub nonce: Option<Vec<u8>>,
     pub token: Option<Vec<u8>>,
     pub refuse_quotes: bool,
+    /// What the 403 to a config request says.
+    pub refusal: &'static str,
     pub quotes: Vec<(bool, Versions)>,
     pub config: EdgeDevConfig,
     pub hash: String,
@@ -77,6 +101,18 @@ pub struct State {
     pub not_modified: u32,
     pub proofs: u32,
     pub date: Option<String>,
+    pub root: Arc<Root>,
+    /// The zero-touch door; none: this controller has no such paths.
+    pub door: Option<Door>,
+    /// Validity of the certificates that are granted.
+    pub granted_years: (i32, i32),
+    /// Faults by path, each of which happens once.
+    pub faults: Vec<(&'static str, Fault)>,
+    pub portal: Option<Portal>,
+    /// Heads and bodies as they went over, both ways, without TLS: what an inspecting proxy sees.
+    pub wire: Vec<u8>,
+    /// Names that device messages came under.
+    pub senders: Vec<CertHash>,
 }
 
 /// A running controller. Cheap to clone.
@@ -100,7 +136,7 @@ impl Site {
 
     /// With certificates that are valid in the years given.
     pub async fn start_valid(years: (i32, i32)) -> Self {
-        let root = Root::new();
+        let root = Arc::new(Root::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = TlsAcceptor::from(root.tls(years));
@@ -112,9 +148,11 @@ impl Site {
             device: DeviceId::random(),
             registered: None,
             attestation_certificate: None,
+            ecdh: None,
             nonce: None,
             token: None,
             refuse_quotes: false,
+            refusal: "",
             quotes: Vec::new(),
             config: EdgeDevConfig::default(),
             hash: "first".into(),
@@ -129,9 +167,16 @@ impl Site {
             not_modified: 0,
             proofs: 0,
             date: None,
+            root: root.clone(),
+            door: None,
+            granted_years: (2020, 2090),
+            faults: Vec::new(),
+            portal: None,
+            wire: Vec::new(),
+            senders: Vec::new(),
         };
         let site = Self {
-            root: Arc::new(root),
+            root,
             address,
             state: Arc::new(Mutex::new(state)),
             push: broadcast::channel(16).0,
@@ -217,8 +262,30 @@ impl Site {
         );
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let mut response = self.dispatch(request).await;
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Error> {
+        let path = request.uri().path().to_owned();
+        let fault = self.with(|state| {
+            let place = state.faults.iter().position(|(at, _)| *at == path)?;
+            Some(state.faults.remove(place).1)
+        });
+        let lost = || Err(io::Error::other("lost on its way"));
+        if fault == Some(Fault::Request) {
+            return lost();
+        }
+        if let Some(portal) = self.with(|state| state.portal) {
+            return Ok(portal.response());
+        }
+        let response = self.dispatch(request).await;
+        if fault == Some(Fault::Answer) {
+            return lost();
+        }
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        self.with(|state| {
+            state.wire.extend(format!("{head:?}\n").into_bytes());
+            state.wire.extend(&body);
+        });
+        let mut response = Response::from_parts(head, Full::new(body));
         if let Some(date) = self.with(|state| state.date.clone()) {
             response.headers_mut().insert("date", date.parse().unwrap());
         }
@@ -232,6 +299,8 @@ impl Site {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         self.with(|state| {
             state.seen.push(format!("{method} {path}"));
+            let head = format!("{method} {path} {:?}\n", request.headers());
+            state.wire.extend(head.into_bytes());
             for (name, value) in request.headers() {
                 state.headers.insert(
                     format!("{path} {name}"),
@@ -259,7 +328,10 @@ impl Site {
                 .unwrap();
         }
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        self.with(|state| state.handle(&method, &path, &body))
+        self.with(|state| {
+            state.wire.extend(&body);
+            state.handle(&method, &path, &body)
+        })
     }
 
     async fn link(&self, mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>) {
@@ -314,6 +386,11 @@ impl State {
         if (method, path) == (&Method::GET, paths::CERTS) {
             return self.signed(self.signing.set.encode_to_vec());
         }
+        match path {
+            paths::ENROL_HELLO => return self.enrol(Flight::Hello, body),
+            paths::ENROL_EVIDENCE => return self.enrol(Flight::Evidence, body),
+            _ => {}
+        }
         let Ok(envelope) = Envelope::parse(body, MAX_REQUEST) else {
             return status(400);
         };
@@ -323,7 +400,9 @@ impl State {
         let Some(der) = &self.registered else {
             return status(400);
         };
-        let Ok(payload) = envelope.open(&Certificate::of_device_der(der).unwrap()) else {
+        let certificate = Certificate::of_device_der(der).unwrap();
+        self.senders.push(*envelope.sender());
+        let Ok(payload) = envelope.open(&certificate) else {
             return status(401);
         };
         if path == paths::UUID {
@@ -359,6 +438,25 @@ impl State {
         status(404)
     }
 
+    fn enrol(&mut self, flight: Flight, body: &[u8]) -> Response<Full<Bytes>> {
+        let (root, years) = (self.root.clone(), self.granted_years);
+        let Some(door) = &mut self.door else {
+            return status(404);
+        };
+        let certify = |point: &protocol::cipher::Point| root.certify(&point.to_sec1(), years);
+        match door.answer(flight, body, certify) {
+            None => status(400),
+            Some((answer, made)) => {
+                if let Some(made) = made {
+                    self.device = made.device;
+                    self.registered = Some(made.certificate);
+                    self.token = Some(made.token);
+                }
+                reply_with(answer, 200)
+            }
+        }
+    }
+
     fn register(&mut self, envelope: Envelope) -> Response<Full<Bytes>> {
         let onboarding = Certificate::of_device_pem(envelope.sender_cert_pem().unwrap()).unwrap();
         let message = ZRegisterMsg::decode(&*envelope.open(&onboarding).unwrap()).unwrap();
@@ -377,6 +475,7 @@ impl State {
                     .unwrap();
                 self.attestation_certificate =
                     certificates.attestation.map(|certificate| certificate.der);
+                self.ecdh = certificates.ecdh;
                 verifier::certs_answer()
             }
             Attest::Nonce => {
@@ -413,7 +512,10 @@ impl State {
     fn config(&mut self, payload: &[u8]) -> Response<Full<Bytes>> {
         let request = ConfigRequest::decode(payload).unwrap();
         if self.token.as_deref() != Some(&request.integrity_token) {
-            return status(403);
+            return Response::builder()
+                .status(403)
+                .body(Full::new(self.refusal.into()))
+                .unwrap();
         }
         let mut config = self.config.clone();
         let id = match self.answer {
@@ -469,6 +571,23 @@ impl State {
             envelope::seal(payload, &hash, None, &self.signing.signer).unwrap(),
             code,
         )
+    }
+}
+
+impl Portal {
+    fn response(self) -> Response<Full<Bytes>> {
+        let page = Full::new("<html>sign in to the network</html>".into());
+        match self {
+            Self::Redirect => Response::builder()
+                .status(302)
+                .header("location", "https://portal.example/")
+                .body(page),
+            Self::Page => Response::builder()
+                .status(200)
+                .header("content-type", "text/html")
+                .body(page),
+        }
+        .unwrap()
     }
 }
 

@@ -12,6 +12,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`wire`] | the messages, generated from `proto/enrolment.proto` |
+//! | [`image`] | what an image tells its device about enrolling |
 //! | [`hpke`] | hybrid public key encryption (RFC 9180) with keys that may be a TPM's |
 //! | [`seal`] | sealed requests and their answers |
 //! | [`owner`] | whom a device takes orders from: root, successions, delegation |
@@ -21,6 +22,7 @@
 //! The reasons stand in the book's page "Enrolment".
 
 pub mod hpke;
+pub mod image;
 pub mod owner;
 pub mod seal;
 pub mod transcript;

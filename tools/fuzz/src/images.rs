@@ -11,6 +11,7 @@ use imaging::gpt::{self, Partition, SectorSize, Table};
 use imaging::pe;
 use imaging::{Bundle, Parts, fat};
 use protocol::authority::Authority;
+use protocol::enrolment::image::Way;
 use uuid::Uuid;
 
 use crate::Target;
@@ -405,7 +406,15 @@ fn image_bundle(data: &[u8]) {
         "{:?}",
         bundle.built_at
     );
-    assert_eq!(bundle.files().len(), 6);
+    let files = bundle.files();
+    let eve = bundle.enrolment.has(Way::Eve);
+    assert_eq!(files.len(), if eve { 6 } else { 4 });
+    let (_, facts) = files
+        .iter()
+        .find(|(name, _)| *name == "skerry.json")
+        .unwrap();
+    let read = pillar::bundle::enrolment(std::str::from_utf8(facts).unwrap());
+    assert_eq!(read.unwrap(), bundle.enrolment);
 }
 
 fn image_bundle_seeds() -> Vec<Vec<u8>> {

@@ -2,11 +2,12 @@
 //!
 //! It comes as JSON from the controller's `GET /apis/skerry.io/v1/imagebundle` and travels as files under EVE's names, so
 //! that an EVE controller's files can be used as they are (docs/src/internals/contracts.md). It carries no secret of any one
-//! device; `onboard.key.pem` is the same on every stick.
+//! device; `onboard.key.pem` is the same on every stick, and is on none whose devices enrol by the zero-touch way alone.
 
 use std::fmt;
 
 use protocol::authority::Authority;
+use protocol::enrolment::image::{Enrolment, Way};
 use serde::{Deserialize, Serialize};
 
 /// The controller's address and trust roots. JSON fields in camelCase; unknown ones are ignored.
@@ -19,10 +20,15 @@ pub struct Bundle {
     pub root_certificate: String,
     /// Roots for the TLS connection, PEM, at least one.
     pub tls_root_certificates: String,
-    /// EVE's onboarding certificate, PEM.
-    pub onboard_certificate: String,
-    /// Its key, PKCS#8 PEM.
-    pub onboard_key: String,
+    /// EVE's onboarding certificate, PEM; needed if the order of enrolment has `eve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onboard_certificate: Option<String>,
+    /// Its key, PKCS#8 PEM; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onboard_key: Option<String>,
+    /// How devices enrol; EVE's way if nothing is said.
+    #[serde(default)]
+    pub enrolment: Enrolment,
     /// When the bundle was made, RFC 3339 in UTC: floor of the device's clock.
     pub built_at: String,
 }
@@ -62,14 +68,32 @@ impl Bundle {
         for (field, text) in [
             ("rootCertificate", &self.root_certificate),
             ("tlsRootCertificates", &self.tls_root_certificates),
-            ("onboardCertificate", &self.onboard_certificate),
         ] {
             if !has_pem(text, "CERTIFICATE") {
                 return wrong(field, "a certificate in PEM");
             }
         }
-        if !has_pem(&self.onboard_key, "PRIVATE KEY") {
-            return wrong("onboardKey", "a PKCS#8 private key in PEM");
+        for (field, text, label, wanted) in [
+            (
+                "onboardCertificate",
+                &self.onboard_certificate,
+                "CERTIFICATE",
+                "a certificate in PEM",
+            ),
+            (
+                "onboardKey",
+                &self.onboard_key,
+                "PRIVATE KEY",
+                "a PKCS#8 private key in PEM",
+            ),
+        ] {
+            let good = match text {
+                Some(text) => has_pem(text, label),
+                None => !self.enrolment.has(Way::Eve),
+            };
+            if !good {
+                return wrong(field, wanted);
+            }
         }
         if !is_utc_time(&self.built_at) {
             return wrong("builtAt", "a time such as 2026-11-20T19:50:00Z");
@@ -80,18 +104,28 @@ impl Bundle {
     /// The files of the bundle: name and bytes.
     pub fn files(&self) -> Vec<(&'static str, Vec<u8>)> {
         let text = |text: &str| format!("{}\n", text.trim_end()).into_bytes();
-        let facts = serde_json::json!({ "builtAt": self.built_at });
-        vec![
+        let facts =
+            serde_json::json!({ "builtAt": self.built_at, "enrolment": self.enrolment.to_json() });
+        let mut files = vec![
             ("server", text(&self.server)),
             ("root-certificate.pem", text(&self.root_certificate)),
             (
                 "v2tlsbaseroot-certificates.pem",
                 text(&self.tls_root_certificates),
             ),
-            ("onboard.cert.pem", text(&self.onboard_certificate)),
-            ("onboard.key.pem", text(&self.onboard_key)),
             ("skerry.json", text(&facts.to_string())),
-        ]
+        ];
+        // A key that no device of this stick uses is not put where a thief finds it, whoever gave it.
+        if self.enrolment.has(Way::Eve) {
+            let onboarding = [
+                ("onboard.cert.pem", &self.onboard_certificate),
+                ("onboard.key.pem", &self.onboard_key),
+            ];
+            for (name, pem) in onboarding {
+                files.extend(pem.as_deref().map(|pem| (name, text(pem))));
+            }
+        }
+        files
     }
 }
 
@@ -143,10 +177,25 @@ pub(crate) mod tests {
             server: "controller.example:8443".to_owned(),
             root_certificate: pem("CERTIFICATE"),
             tls_root_certificates: pem("CERTIFICATE").repeat(2),
-            onboard_certificate: pem("CERTIFICATE"),
-            onboard_key: pem("PRIVATE KEY"),
+            onboard_certificate: Some(pem("CERTIFICATE")),
+            onboard_key: Some(pem("PRIVATE KEY")),
+            enrolment: Enrolment::default(),
             built_at: "2026-11-20T19:50:00Z".to_owned(),
         }
+    }
+
+    fn zero_touch() -> Enrolment {
+        serde_json::from_value(serde_json::json!({
+            "order": ["zeroTouch"],
+            "owner": {
+                "epoch": 1,
+                "root": format!("sha256:{}", "ab".repeat(32)),
+                "next": format!("sha256:{}", "cd".repeat(32)),
+            },
+            // The base point of P-256 (SEC 2, section 2.4.2).
+            "controllerKey": "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c2964fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",
+        }))
+        .unwrap()
     }
 
     #[test]
@@ -161,19 +210,54 @@ pub(crate) mod tests {
                 "server",
                 "root-certificate.pem",
                 "v2tlsbaseroot-certificates.pem",
+                "skerry.json",
                 "onboard.cert.pem",
-                "onboard.key.pem",
-                "skerry.json"
+                "onboard.key.pem"
             ]
         );
         assert_eq!(files[0].1, b"controller.example:8443\n");
-        assert_eq!(files[5].1, b"{\"builtAt\":\"2026-11-20T19:50:00Z\"}\n");
+        assert_eq!(
+            files[3].1,
+            b"{\"builtAt\":\"2026-11-20T19:50:00Z\",\"enrolment\":{\"order\":[\"eve\"]}}\n"
+        );
+    }
+
+    #[test]
+    fn a_stick_of_the_zero_touch_way_alone_holds_no_private_key() {
+        let mut bundle = sample();
+        bundle.enrolment = zero_touch();
+        for given in [true, false] {
+            if !given {
+                (bundle.onboard_certificate, bundle.onboard_key) = (None, None);
+            }
+            let json = serde_json::to_vec(&bundle).unwrap();
+            let bundle = Bundle::parse(&json).unwrap();
+            let files = bundle.files();
+            assert_eq!(files.len(), 4);
+            for (name, bytes) in files {
+                assert!(
+                    !name.starts_with("onboard")
+                        && !String::from_utf8(bytes).unwrap().contains("PRIVATE")
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_enrolment_is_named() {
+        let mut json = serde_json::to_value(sample()).unwrap();
+        json["enrolment"] = zero_touch().to_json();
+        json["enrolment"]["owner"]["next"] = "sha256:1".into();
+        let error = Bundle::parse(json.to_string().as_bytes())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("enrolment.owner.next is not"), "{error}");
     }
 
     #[test]
     fn each_field_is_checked() {
         type Spoil = fn(&mut Bundle);
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 16] = [
             ("server", |b| b.server = "controller".into()),
             ("server", |b| b.server = "controller:0".into()),
             ("server", |b| b.server = "controller:70000".into()),
@@ -186,11 +270,13 @@ pub(crate) mod tests {
                 b.tls_root_certificates = "x".into()
             }),
             ("onboardCertificate", |b| {
-                b.onboard_certificate = "-----END CERTIFICATE-----".into()
+                b.onboard_certificate = Some("-----END CERTIFICATE-----".into())
             }),
+            ("onboardCertificate", |b| b.onboard_certificate = None),
             ("onboardKey", |b| {
                 b.onboard_key = b.onboard_certificate.clone()
             }),
+            ("onboardKey", |b| b.onboard_key = None),
             ("builtAt", |b| b.built_at = "yesterday".into()),
             ("builtAt", |b| b.built_at = "2026-13-20T19:50:00Z".into()),
             ("builtAt", |b| {

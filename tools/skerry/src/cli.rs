@@ -297,17 +297,32 @@ pub enum ImageCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   skerry image build --parts target/images/production -o stick.img
+  skerry image build --parts target/images/production --enrolment zero-touch -o stick.img
   skerry image build --parts target/images/production --bundle bundle.json -o stick.img")]
 pub struct ImageBuild {
     /// Folder with the parts: parts.json and what it lists.
     #[arg(long, value_name = "DIR")]
     pub parts: PathBuf,
     /// Bundle to put on the stick (JSON). Asked from the controller if not given.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "enrolment")]
     pub bundle: Option<PathBuf>,
+    /// How the stick's devices enrol. A stick of `zero-touch` holds no secret at all.
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = EnrolmentWay::Both)]
+    pub enrolment: EnrolmentWay,
     /// File to write.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// Which ways of enrolling a stick's devices try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EnrolmentWay {
+    /// By the TPM and the manifest or a person's approval, without a secret on the stick.
+    ZeroTouch,
+    /// EVE's way, by the onboarding key on the stick.
+    Eve,
+    /// The first; at a controller that does not know it, the second.
+    Both,
 }
 
 #[derive(Debug, Subcommand)]

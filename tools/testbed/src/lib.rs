@@ -38,4 +38,5 @@ pub use error::Error;
 pub use pc::Pc;
 pub use screen::Screen;
 pub use serial::Serial;
-pub use spec::{Bus, Clock, DirectBoot, Drive, Forward, Nic, Spec};
+pub use spec::{Bus, Clock, DirectBoot, Drive, Forward, MANUFACTURER, Nic, Spec};
+pub use tpm::maker_certificates;

@@ -63,7 +63,7 @@ impl Pc {
                 .map_err(Error::file("copying the firmware's variables to", &vars))?;
         }
         if spec.tpm {
-            tpm::manufacture(&dir.join("tpm"))?;
+            tpm::manufacture(&dir.join("tpm"), spec.tpm_maker.as_deref())?;
         }
         let accelerator = Accelerator::detect();
         Ok(Pc {
@@ -94,6 +94,11 @@ impl Pc {
     /// The machine's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The certificate (DER) of the TPM's endorsement key, as it comes on paper or by mail with a machine.
+    pub fn endorsement_certificate(&self) -> Result<Vec<u8>, Error> {
+        tpm::certificate(&self.dir.join("tpm"))
     }
 
     /// Plugs a USB stick whose bytes are in `image`. The machine boots from it first at the next power-on.

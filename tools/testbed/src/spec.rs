@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::accel::Accelerator;
 
+/// SMBIOS manufacturer of a usual machine.
+pub const MANUFACTURER: &str = "Skerry Testbed";
+
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -23,6 +26,8 @@ pub struct Spec {
     pub nics: Vec<Nic>,
     /// Whether there is a TPM 2.0.
     pub tpm: bool,
+    /// Folder of the certificate authority of the TPM's maker, made by the first TPM; none: swtpm's own.
+    pub tpm_maker: Option<PathBuf>,
     /// Where the real-time clock stands at power-on.
     pub clock: Clock,
     /// Start this kernel instead of the firmware; for machines that test one program and not an image.
@@ -62,7 +67,7 @@ impl Spec {
     pub fn new(serial: &str) -> Spec {
         Spec {
             serial: serial.to_owned(),
-            manufacturer: "Skerry Testbed".to_owned(),
+            manufacturer: MANUFACTURER.to_owned(),
             product: "Rugged PC".to_owned(),
             memory_mib: 2048,
             cpus: Accelerator::detect().processors(),
@@ -72,6 +77,7 @@ impl Spec {
             }],
             nics: vec![Nic { model: "e1000e" }],
             tpm: true,
+            tpm_maker: None,
             clock: Clock::Now,
             direct: None,
             forwards: Vec::new(),

@@ -12,26 +12,79 @@ pub(crate) struct Tpm {
     child: Child,
 }
 
-/// Makes the TPM as its maker would: with an endorsement key and certificates for key and platform.
-pub(crate) fn manufacture(dir: &Path) -> Result<(), Error> {
+/// The endorsement key's certificate beside the TPM's state, as swtpm_setup names it.
+const CERTIFICATE: &str = "ek-rsa2048.crt";
+
+/// Makes the TPM as its maker would: with an endorsement key and certificates for key and platform. `maker` is the folder of the maker's
+/// certificate authority; the first TPM makes it. None: the one that swtpm keeps for this machine.
+pub(crate) fn manufacture(dir: &Path, maker: Option<&Path>) -> Result<(), Error> {
     if dir.join("tpm2-00.permall").exists() {
         return Ok(());
     }
     std::fs::create_dir_all(dir).map_err(Error::file("making", dir))?;
-    run(Command::new("swtpm_setup")
+    let mut command = Command::new("swtpm_setup");
+    command
         .args([
             "--tpm2",
             "--create-ek-cert",
             "--create-platform-cert",
             "--overwrite",
         ])
-        .args([
-            "--pcr-banks".as_ref(),
-            "sha256".as_ref(),
-            "--tpmstate".as_ref(),
-            dir.as_os_str(),
-        ]))
-    .map(drop)
+        .args(["--pcr-banks", "sha256"])
+        .args(["--tpmstate".as_ref(), dir.as_os_str()])
+        .args(["--write-ek-cert-files".as_ref(), dir.as_os_str()]);
+    if let Some(maker) = maker {
+        command.args(["--config".as_ref(), authority(dir, maker)?.as_os_str()]);
+    }
+    run(&mut command).map(drop)
+}
+
+/// Writes the settings (swtpm_setup.conf(5), swtpm-localca.conf(5)) that have a TPM certified by the authority in `maker`.
+fn authority(dir: &Path, maker: &Path) -> Result<PathBuf, Error> {
+    std::fs::create_dir_all(maker).map_err(Error::file("making", maker))?;
+    let put = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).map_err(Error::file("writing", &path))?;
+        Ok(path)
+    };
+    let place = maker.display();
+    let settings = put(
+        "localca.conf",
+        format!(
+            "statedir = {place}\nsigningkey = {place}/key.pem\nissuercert = {place}/issuer.pem\ncertserial = {place}/serial\n"
+        ),
+    )?;
+    // A platform certificate names its platform, or swtpm_localca makes none.
+    let options = put(
+        "localca.options",
+        "--platform-manufacturer Skerry\n--platform-version 1\n--platform-model Testbed\n"
+            .to_owned(),
+    )?;
+    put(
+        "setup.conf",
+        format!(
+            "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = {}\n\
+             active_pcr_banks = sha256\n",
+            settings.display(),
+            options.display()
+        ),
+    )
+}
+
+/// The endorsement key's certificate (DER) of a TPM that was made here.
+pub(crate) fn certificate(dir: &Path) -> Result<Vec<u8>, Error> {
+    let path = dir.join(CERTIFICATE);
+    std::fs::read(&path).map_err(Error::file("reading", &path))
+}
+
+/// Certificates of a maker's authority, PEM: its root's, and the one below it that signs.
+pub fn maker_certificates(maker: &Path) -> Result<String, Error> {
+    let mut text = String::new();
+    for name in ["swtpm-localca-rootca-cert.pem", "issuer.pem"] {
+        let path = maker.join(name);
+        text += &std::fs::read_to_string(&path).map_err(Error::file("reading", &path))?;
+    }
+    Ok(text)
 }
 
 impl Tpm {

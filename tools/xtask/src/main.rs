@@ -53,7 +53,7 @@ enum Task {
     Test,
     /// Run end-to-end tests by name; `all` is every one
     E2e {
-        /// Name the tests, one a line
+        /// Name the tests, one a line; with `enrol-attacks`, the attacks
         #[arg(long)]
         list: bool,
         /// Which tests to run
@@ -124,8 +124,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     let good = match task {
         Task::Demo(options) => demo::run(&options).map(|()| true),
         Task::Test => prereq::install().and_then(|()| test::run()),
-        Task::E2e { list: true, .. } => {
-            e2e::list();
+        Task::E2e { list: true, names } => {
+            e2e::list(&names);
             Ok(true)
         }
         Task::E2e { names, .. } => prereq::install()

@@ -17,6 +17,7 @@ use crate::feed::survives;
 use crate::protocol::vector_text;
 
 mod config;
+mod enrol;
 mod image;
 
 pub(crate) const TARGETS: &[Target] = &[
@@ -31,6 +32,18 @@ pub(crate) const TARGETS: &[Target] = &[
         about: "the ledger's JSON: what is understood is written and read as itself and serves another desired state",
         run: config::ledger,
         seeds: config::ledger_seeds,
+    },
+    Target {
+        name: "enrolment-order",
+        about: "what skerry.json says of enrolment: what is understood is written and read as itself",
+        run: enrol::image,
+        seeds: enrol::image_seeds,
+    },
+    Target {
+        name: "grant",
+        about: "the kept grant: what is understood is written and read as itself, and can be renewed",
+        run: enrol::grant,
+        seeds: enrol::grant_seeds,
     },
     Target {
         name: "content-manifest",

@@ -2,7 +2,7 @@
 
 use imaging::{Bundle, build_stick};
 
-use crate::cli::ImageBuild;
+use crate::cli::{EnrolmentWay, ImageBuild};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::terminal::{note, say};
@@ -19,7 +19,7 @@ pub fn build(args: ImageBuild, context: Option<&str>) -> Result<(), Failure> {
             std::fs::read(path).map_err(Failure::io("read the bundle", path))?,
             path.display().to_string(),
         ),
-        None => fetch(context)?,
+        None => fetch(context, args.enrolment)?,
     };
     let bundle =
         Bundle::parse(&json).map_err(|error| Failure::error(format!("{source}: {error}")))?;
@@ -46,8 +46,14 @@ pub fn build(args: ImageBuild, context: Option<&str>) -> Result<(), Failure> {
 }
 
 /// The controller's bundle as it gives it, and where it came from.
-fn fetch(context: Option<&str>) -> Result<(Vec<u8>, String), Failure> {
+fn fetch(context: Option<&str>, enrolment: EnrolmentWay) -> Result<(Vec<u8>, String), Failure> {
     let client = super::client(context)?;
-    let bundle = crate::runtime(client.get("imagebundle", &[], "get the image bundle"))?;
+    let ways = match enrolment {
+        EnrolmentWay::ZeroTouch => "zeroTouch",
+        EnrolmentWay::Eve => "eve",
+        EnrolmentWay::Both => "both",
+    };
+    let query = [("enrolment", ways.to_owned())];
+    let bundle = crate::runtime(client.get("imagebundle", &query, "get the image bundle"))?;
     Ok((bundle.to_string().into_bytes(), client.server().to_owned()))
 }

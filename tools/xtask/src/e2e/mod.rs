@@ -3,7 +3,9 @@
 //! A test is a function that tells its steps to a [`Story`] and returns an error when the world is not as it should be.
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
+mod attacks;
 mod disk;
+mod enrolment;
 mod faults;
 mod hardware;
 mod hypervisor;
@@ -12,6 +14,7 @@ mod story;
 mod yard;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
@@ -33,7 +36,16 @@ struct Test {
     about: &'static str,
     /// Runs in CI.
     essential: bool,
-    run: fn(&Story) -> Result<()>,
+    run: Play,
+}
+
+/// How a test is played.
+#[derive(Clone, Copy)]
+enum Play {
+    /// On emulated machines of the yard's site.
+    Machines(fn(&Story) -> Result<()>),
+    /// Without any machine: component tests, by name.
+    Components(fn() -> Result<()>),
 }
 
 const TESTS: &[Test] = &[
@@ -41,79 +53,97 @@ const TESTS: &[Test] = &[
         name: "main-job",
         about: "from a USB stick to a running VM and a running container",
         essential: true,
-        run: main_job::run,
+        run: Play::Machines(main_job::run),
     },
     Test {
         name: "hypervisor",
         about: "the monitor alone: every device, pause, clean shutdown, crash, in nested guests",
         essential: true,
-        run: hypervisor::run,
+        run: Play::Machines(hypervisor::run),
     },
     Test {
         name: "offline-boot",
         about: "controller gone when the device boots: apps start from the checkpoint",
         essential: true,
-        run: faults::offline_boot,
+        run: Play::Machines(faults::offline_boot),
     },
     Test {
         name: "bad-content",
         about: "wrong digest, registry down: clear error, retry, others untouched",
         essential: true,
-        run: faults::bad_content,
+        run: Play::Machines(faults::bad_content),
     },
     Test {
         name: "crash",
         about: "apps that end by themselves are started again with back-off, and counted",
         essential: true,
-        run: faults::crash,
+        run: Play::Machines(faults::crash),
     },
     Test {
         name: "power-cut-deploy",
         about: "power cut at each stage of enrolling and deploying: everything comes back",
         essential: false,
-        run: faults::power_cut,
+        run: Play::Machines(faults::power_cut),
     },
     Test {
         name: "power-cut-short",
         about: "the short form of power-cut-deploy: two cuts",
         essential: true,
-        run: faults::power_cut_short,
+        run: Play::Machines(faults::power_cut_short),
     },
     Test {
         name: "clock-1970",
         about: "the device's clock stands at 1970",
         essential: true,
-        run: faults::clock_1970,
+        run: Play::Machines(faults::clock_1970),
     },
     Test {
         name: "second-box",
         about: "two boxes from one stick have identities of their own",
         essential: true,
-        run: faults::second_box,
+        run: Play::Machines(faults::second_box),
+    },
+    Test {
+        name: "zero-touch",
+        about: "a stick without a secret: a box that a person lets in, and one that is on a manifest",
+        essential: true,
+        run: Play::Machines(enrolment::zero_touch),
+    },
+    Test {
+        name: "eve-onboarding",
+        about: "a stick of EVE's way alone: its box registers with the onboarding key",
+        essential: false,
+        run: Play::Machines(enrolment::eve_onboarding),
+    },
+    Test {
+        name: "enrol-attacks",
+        about: "attacks on enrolment and faults in it, against a real TPM emulator; `--list` names them",
+        essential: false,
+        run: Play::Components(attacks::run),
     },
     Test {
         name: "spoilt-root",
         about: "a root file system with turned bits does not start",
         essential: true,
-        run: hardware::spoilt_root,
+        run: Play::Machines(hardware::spoilt_root),
     },
     Test {
         name: "raw-disk",
         about: "a Debian VM from a raw disk",
         essential: false,
-        run: main_job::raw_disk,
+        run: Play::Machines(main_job::raw_disk),
     },
     Test {
         name: "cable",
         about: "the cable is pulled and plugged again: apps go on, the device is back",
         essential: false,
-        run: hardware::cable,
+        run: Play::Machines(hardware::cable),
     },
     Test {
         name: "debug-variant",
         about: "the debug variant has a shell on the serial line; how apps are confined, seen from inside",
         essential: false,
-        run: hardware::debug_variant,
+        run: Play::Machines(hardware::debug_variant),
     },
 ];
 
@@ -124,8 +154,11 @@ pub struct Outcome {
     pub failed: usize,
 }
 
-/// Names every test, one a line.
-pub fn list() {
+/// Names every test, one a line; with `enrol-attacks`, the attacks.
+pub fn list(names: &[String]) {
+    if names == ["enrol-attacks"] {
+        return attacks::list();
+    }
     for test in TESTS {
         print(&format!(
             "{:<20} {}{}\n",
@@ -172,7 +205,27 @@ pub fn run_essential() -> Result<Outcome> {
 
 fn run_tests(tests: &[&Test]) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    if tests.is_empty() {
+    let mut machines = Vec::new();
+    for test in tests {
+        match test.run {
+            Play::Machines(run) => machines.push((*test, run)),
+            Play::Components(run) => {
+                println!("==== {}: {}", test.name, test.about);
+                let start = Instant::now();
+                match run() {
+                    Ok(()) => {
+                        println!("PASS {} {:.1}", test.name, start.elapsed().as_secs_f64());
+                        outcome.passed += 1;
+                    }
+                    Err(error) => {
+                        tell_failure(test, &error);
+                        outcome.failed += 1;
+                    }
+                }
+            }
+        }
+    }
+    if machines.is_empty() {
         return Ok(outcome);
     }
     let set_up = || -> Result<(PathBuf, Yard)> {
@@ -189,7 +242,7 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
         Ok(made) => made,
         Err(error) => {
             let error = error.context("setting up");
-            for test in tests {
+            for (test, _) in machines {
                 tell_failure(test, &error);
                 outcome.failed += 1;
             }
@@ -197,11 +250,11 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
         }
     };
     let mut spoilt: Option<String> = None;
-    for test in tests {
+    for (test, run) in machines {
         println!("==== {}: {}", test.name, test.about);
         let played = match &spoilt {
             Some(reason) => Err(anyhow!("not run: {reason}")),
-            None => play(test, &yard, &parent),
+            None => play(test, run, &yard, &parent),
         };
         match played {
             Ok(seconds) => {
@@ -227,9 +280,9 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
 }
 
 /// Runs one test; gives how many seconds it took. One that panics has failed like any other, and the rest still run.
-fn play(test: &Test, yard: &Yard, parent: &Path) -> Result<f64> {
+fn play(test: &Test, run: fn(&Story) -> Result<()>, yard: &Yard, parent: &Path) -> Result<f64> {
     let story = Story::begin(test.name, yard, parent)?;
-    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (test.run)(&story)))
+    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&story)))
         .unwrap_or_else(|panic| {
             let text = panic
                 .downcast_ref::<String>()

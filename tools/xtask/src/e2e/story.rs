@@ -85,11 +85,16 @@ impl<'a> Story<'a> {
     /// Powers a box on and waits until it is enrolled and the controller shows it as attested; gives its name there.
     pub fn enrol(&self, pc: &mut Machine) -> Result<String> {
         let id = pc.boot(&mut |line| self.step(format!("box: {line}")))?;
+        self.attested(&id)
+    }
+
+    /// Waits until the controller shows a device as attested; gives its name there.
+    pub fn attested(&self, id: &str) -> Result<String> {
         let device = self.until("the device is listed as attested", || {
             let devices = self.yard.site().operator.list("devices")?;
             let device = devices
                 .iter()
-                .find(|device| device["metadata"]["uid"] == id.as_str())
+                .find(|device| device["metadata"]["uid"] == id)
                 .with_context(|| format!("{id} is not among {} devices", devices.len()))?;
             ensure!(
                 device["status"]["attestation"]["conclusion"] == "trusted",

@@ -114,6 +114,11 @@ impl Machine {
     pub fn boot(&mut self, tell: &mut dyn FnMut(&str)) -> Result<String> {
         self.pc.serial().skip();
         self.pc.power_on()?;
+        self.wait_enrolled(tell)
+    }
+
+    /// Waits until the agent says that it is enrolled and attested; gives the device's id.
+    pub fn wait_enrolled(&mut self, tell: &mut dyn FnMut(&str)) -> Result<String> {
         let line = self.wait_for("skerry: enrolled as ")?;
         tell(&line);
         let id = line

@@ -60,3 +60,29 @@ spec:
 "
     )
 }
+
+/// A rule that lets in every machine of a maker, without a person.
+pub fn admission(name: &str, manufacturer: &str) -> String {
+    format!(
+        "apiVersion: skerry.io/v1
+kind: EnrolmentRule
+metadata:
+  name: {name}
+spec:
+  effect: admit
+  match:
+    manufacturer: {manufacturer}
+"
+    )
+}
+
+/// A maker of TPMs whose certificates are trusted.
+pub fn tpm_maker(name: &str, certificates: &str) -> String {
+    let indented: String = certificates
+        .lines()
+        .map(|line| format!("    {line}\n"))
+        .collect();
+    format!(
+        "apiVersion: skerry.io/v1\nkind: TpmMaker\nmetadata:\n  name: {name}\nspec:\n  certificates: |\n{indented}"
+    )
+}

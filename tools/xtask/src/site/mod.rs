@@ -9,6 +9,7 @@
 
 mod certificates;
 mod controller;
+mod endorsement;
 mod http;
 mod machine;
 pub mod manifest;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub use controller::Controller;
+pub use endorsement::machine_id;
 pub use http::http_get;
 pub use machine::{Machine, sparse_copy};
 pub use operator::{LOGIN, Operator};
@@ -79,6 +81,8 @@ impl Site {
         let registry = Registry::start(&dir.join("registry"))?;
         let controller = Controller::start(&built.programs, &dir.join("controller"))?;
         let operator = Operator::log_in(&built.programs, &dir.join("operator"), &controller)?;
+        // Boxes of the testbed need no person; those of the tests of enrolment are of another maker.
+        operator.apply(&manifest::admission("testbed", testbed::MANUFACTURER))?;
         Ok(Site {
             built: built.clone(),
             dir,
@@ -95,12 +99,23 @@ impl Site {
 
     /// The same of other parts, under a name of its own.
     pub fn make_stick_of(&self, parts: &Path, name: &str) -> Result<PathBuf> {
+        self.make_stick_with(parts, name, "both")
+    }
+
+    /// The same whose boxes enrol in one way only: `zero-touch`, `eve` or `both`.
+    pub fn make_stick_enrolling(&self, way: &str) -> Result<PathBuf> {
+        self.make_stick_with(&self.built.parts, &format!("{way}-stick.img"), way)
+    }
+
+    fn make_stick_with(&self, parts: &Path, name: &str, enrolment: &str) -> Result<PathBuf> {
         let stick = self.dir.join(name);
         self.operator.run(&[
             "image",
             "build",
             "--parts",
             path(parts)?,
+            "--enrolment",
+            enrolment,
             "-o",
             path(&stick)?,
         ])?;

@@ -129,6 +129,23 @@ impl Operator {
         self.run_with_input(&["apply", "-f", "-"], manifest)
     }
 
+    /// Imports a list of machines that enrol without a person.
+    pub fn import_manifest(&self, name: &str, file: &Path) -> Result<String> {
+        self.run(&[
+            "manifest",
+            "import",
+            path(file)?,
+            "--name",
+            name,
+            "--unsigned",
+        ])
+    }
+
+    /// Lets a waiting machine in.
+    pub fn approve(&self, machine: &str) -> Result<String> {
+        self.run(&["approve", machine])
+    }
+
     /// Opens an app's console, presses Enter until it asks, types the answer until that has its effect; gives all that it showed.
     pub fn console(&self, app: &str, talk: &Talk, patience: Duration) -> Result<String> {
         let mut console = self

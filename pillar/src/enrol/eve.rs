@@ -1,22 +1,19 @@
-//! How the device comes by its id, EVE's way: registration with the image's onboarding key, then a question under its own.
+//! EVE's way: registration with the image's onboarding key, then a question under the device's own.
 //!
 //! ```text
 //!            certs        uuid: answered
-//!   Certs ----------> Asking -----------------------------> Enrolled (id kept on disk)
-//!     ^                 |  ^                                    |
-//!     |         refused |  | whatever register answers          | the controller says that it does not know us
-//!     |                 v  |                                    | (asked again at most every ten minutes)
-//!     |              Registering                                |
-//!     '------ any failure: waits 1 s to 10 min ----------------'
+//!   Certs ----------> Asking ------------------> id, kept on disk
+//!                       |  ^
+//!               refused |  | whatever register answers
+//!                       v  |
+//!                    Registering
 //! ```
 //!
 //! The status of `register` alone decides nothing (EVE's rule): only an answered `uuid` does. A device that knows its id
 //! from an earlier start works under it at once, while this goes on beside.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use onboarding::registration::{self, OnboardingKey};
 use prost::Message as _;
@@ -24,19 +21,10 @@ use protocol::eve::uuid::{UuidRequest, UuidResponse};
 use protocol::ids::DeviceId;
 use protocol::paths;
 
-use crate::backoff::Backoff;
 use crate::conn::{self, Sender};
 use crate::context::Context;
 use crate::generations;
 use crate::paths::Paths;
-use crate::status::{Subject, Topic};
-
-/// EVE's delays between tries of a device that the controller refuses.
-const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// A controller that is away may be back any moment, and asking costs it nothing meanwhile.
-const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Least time between two questions of an enrolled device.
-const ASK_AGAIN: Duration = Duration::from_secs(600);
 
 /// Why the device is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +53,20 @@ pub enum Error {
 
 impl Error {
     /// The reason, if the controller is away rather than unwilling.
-    fn away(&self) -> Option<&conn::Error> {
+    #[must_use]
+    pub fn away(&self) -> Option<&conn::Error> {
         match self {
             Self::Connection(error)
             | Self::NoOnboardingKey(error)
             | Self::Refused { ask: error, .. } => Some(error).filter(|error| error.is_away()),
             _ => None,
         }
+    }
+
+    /// Whether this controller does not let the device in this way, so that another one may be tried.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::NoOnboardingKey(_) | Self::Refused { .. }) && self.away().is_none()
     }
 }
 
@@ -93,63 +88,11 @@ pub fn kept_id(paths: &Paths) -> Option<DeviceId> {
     }
 }
 
-/// Enrols the device and keeps it so.
-pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
-    let mut refused = Backoff::new(REFUSED.0, REFUSED.1);
-    let mut away = Backoff::new(AWAY.0, AWAY.1);
-    loop {
-        match enrol(&ctx).await {
-            Ok(id) => {
-                refused.reset();
-                away.reset();
-                settle(&ctx, id).await;
-                let asked = tokio::time::Instant::now();
-                ctx.reenrol.notified().await;
-                tokio::time::sleep_until(asked + ASK_AGAIN).await;
-            }
-            Err(error) => match error.away() {
-                Some(reason) => {
-                    ctx.out_of_contact(reason);
-                    tokio::select! {
-                        () = tokio::time::sleep(away.next_delay()) => {}
-                        () = ctx.contact_returns() => {}
-                    }
-                }
-                None => {
-                    ctx.status
-                        .raise(Topic::Enrolment, &format!("not enrolled: {error}"));
-                    tokio::time::sleep(refused.next_delay()).await;
-                }
-            },
-        }
-    }
-}
-
-async fn settle(ctx: &Context, id: DeviceId) {
-    ctx.status.clear(Topic::Enrolment);
-    ctx.status.say(
-        Subject::Enrolment,
-        &format!("enrolled as {id} at {}", ctx.conn.server()),
-    );
-    ctx.conn.set_named();
-    ctx.in_contact();
-    let before = ctx.device.send_replace(Some(id));
-    if before != Some(id) {
-        if let Err(error) =
-            generations::store(id_file(&ctx.paths), id.to_string().into_bytes()).await
-        {
-            ctx.status.raise(Topic::Disk, &error.to_string());
-        }
-        if before.is_some() {
-            // Another id is another device to the controller: that one's config and token are not ours any more.
-            ctx.reattest.notify_one();
-            ctx.poll.notify_one();
-        }
-    }
-}
-
 /// One round of the diagram above.
-async fn enrol(ctx: &Context) -> Result<DeviceId, Error> {
+///
+/// # Errors
+/// [`Error`].
+pub(super) async fn enrol(ctx: &Context) -> Result<DeviceId, Error> {
     ctx.conn.fetch_certs().await?;
     let refusal = match ask(ctx).await {
         Err(Error::Connection(error)) if error.status().is_some_and(|status| status < 500) => error,
