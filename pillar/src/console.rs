@@ -17,7 +17,6 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::context::Context;
-use crate::domain::ids::AppId as DomainAppId;
 use crate::peer;
 use crate::websocket::{self, Socket};
 
@@ -57,7 +56,7 @@ pub async fn serve(ctx: &Context, session: SessionId, app: AppId) -> Result<(), 
         .observed
         .borrow()
         .apps
-        .get(&DomainAppId(app.0))
+        .get(&app)
         .and_then(|app| app.console.clone());
     let Some(path) = path else {
         return refuse(socket, "this app has no console now").await;

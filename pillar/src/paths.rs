@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::domain::ids::AppId;
+use protocol::ids::AppId;
 
 /// The directories that the agent works in.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use pillar::domain::desired::{ContentKind, Desired, PortMap, Protocol, Runtime};
-use pillar::domain::ids::NetworkId;
 use pillar::domain::observed::{AppPhase, Observed};
 use pillar::host::units::{UnitState, Units as _};
 use pillar::paths::Paths;
 use pillar::reconcile::spawn_with;
 use pillar::status::Status;
+use protocol::ids::NetworkInstanceId;
 use reconcile_common::*;
 use serde_json::json;
 use tokio::sync::watch;
@@ -192,10 +192,16 @@ impl Drop for Peer {
     }
 }
 
-const OTHER: NetworkId = NetworkId(Uuid::from_u128(0x101));
+const OTHER: NetworkInstanceId = NetworkInstanceId(Uuid::from_u128(0x101));
 
 /// An app that is only plugged in, not started.
-fn plugged(desired: &mut Desired, n: u128, name: &str, network: NetworkId, maps: &[(u16, u16)]) {
+fn plugged(
+    desired: &mut Desired,
+    n: u128,
+    name: &str,
+    network: NetworkInstanceId,
+    maps: &[(u16, u16)],
+) {
     let image = machine_image(&[("kernel", b"k"), ("disk-root", b"d")]);
     add_app(
         desired,

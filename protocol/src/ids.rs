@@ -1,4 +1,5 @@
-//! Ids as types, so that an app's id cannot be passed for a device's.
+//! Ids as types, so that an app's id cannot be passed for a device's. Both ends use these; text and bare UUIDs are found at
+//! the edges only: on the wire, in paths, in a store's columns and file names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,6 +54,12 @@ macro_rules! id {
         impl From<Uuid> for $name {
             fn from(uuid: Uuid) -> Self {
                 Self(uuid)
+            }
+        }
+
+        impl From<$name> for Uuid {
+            fn from(id: $name) -> Self {
+                id.0
             }
         }
     };

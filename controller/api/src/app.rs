@@ -28,7 +28,7 @@ const MAX_KERNEL_ARGS: usize = 2047;
 
 object! {
     /// A virtual machine or a container on a device.
-    App, "apps", AppSpec, AppStatus, validate
+    App, "apps", protocol::ids::AppId, AppSpec, AppStatus, validate
 }
 
 /// What shall run, where, with what.

@@ -19,7 +19,7 @@ const MAX_CERTIFICATES: usize = 64 * 1024;
 
 object! {
     /// A place from which devices fetch images.
-    Datastore, "datastores", DatastoreSpec, DatastoreStatus, validate
+    Datastore, "datastores", protocol::ids::DatastoreId, DatastoreSpec, DatastoreStatus, validate
 }
 
 /// Where it is and how to trust it.

@@ -15,7 +15,7 @@ const MAX_DESCRIPTION: usize = 1024;
 
 object! {
     /// A machine that enrolled. Its `metadata.uid` is the device's UUID on the wire.
-    Device, "devices", DeviceSpec, DeviceStatus, validate
+    Device, "devices", protocol::ids::DeviceId, DeviceSpec, DeviceStatus, validate
 }
 
 /// What the operator wants of a device itself; what runs on it is said by apps.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::meta::{ListMeta, ObjectMeta};
 use crate::problem::FieldError;
@@ -25,6 +26,9 @@ pub trait Object:
         + Send
         + Sync;
 
+    /// What its uid is the id of.
+    type Id: Copy + fmt::Debug + fmt::Display + From<Uuid> + Into<Uuid> + Send + Sync;
+
     /// Value of `kind`.
     const KIND: &'static str;
     /// Last path segment of its collection.
@@ -38,6 +42,10 @@ pub trait Object:
     fn metadata(&self) -> &ObjectMeta;
     /// The metadata, to change.
     fn metadata_mut(&mut self) -> &mut ObjectMeta;
+    /// Its uid as the id that it is; nothing before the controller has given it one.
+    fn id(&self) -> Option<Self::Id> {
+        self.metadata().uid.map(Into::into)
+    }
     /// The spec.
     fn spec(&self) -> &Self::Spec;
     /// The spec, to change.
@@ -146,7 +154,7 @@ pub enum WatchEventType {
 
 /// Writes the struct of one kind and its [`Object`] implementation; the kinds differ in their spec and status only.
 macro_rules! object {
-    ($(#[$doc:meta])* $name:ident, $collection:literal, $spec:ty, $status:ty, $validate:path) => {
+    ($(#[$doc:meta])* $name:ident, $collection:literal, $id:ty, $spec:ty, $status:ty, $validate:path) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -167,6 +175,7 @@ macro_rules! object {
         impl crate::object::Object for $name {
             type Spec = $spec;
             type Status = $status;
+            type Id = $id;
             const KIND: &'static str = stringify!($name);
             const COLLECTION: &'static str = $collection;
 

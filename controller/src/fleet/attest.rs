@@ -53,7 +53,7 @@ impl Fleet {
         device: &Entry,
         certificates: &DeviceCertificates,
     ) -> Result<ZAttestResponse, Refused> {
-        let id = device.id.0;
+        let id = device.id;
         let mut writer = self.store.write().await?;
         let device_certificate = identities::certificate(&mut writer, id).await?;
         certificates.check(&device_certificate)?;
@@ -99,7 +99,7 @@ impl Fleet {
     async fn give_nonce(&self, device: &Entry) -> Result<ZAttestResponse, Refused> {
         let nonce = verifier::nonce()?;
         let mut writer = self.store.write().await?;
-        identities::give_nonce(&mut writer, device.id.0, &nonce, Timestamp::now()).await?;
+        identities::give_nonce(&mut writer, device.id, &nonce, Timestamp::now()).await?;
         writer.commit().await?;
         Ok(verifier::nonce_answer(&nonce))
     }
@@ -109,7 +109,7 @@ impl Fleet {
         device: &Entry,
         submission: &Submission,
     ) -> Result<ZAttestResponse, Refused> {
-        let id = device.id.0;
+        let id = device.id;
         let now = Timestamp::now();
         let mut writer = self.store.write().await?;
         let keys = identities::attestation_keys(&mut writer, id).await?;
@@ -176,7 +176,7 @@ impl Fleet {
             keys,
         };
         let mut writer = self.store.write().await?;
-        identities::set_keys(&mut writer, device.id.0, &kept.encode_to_vec()).await?;
+        identities::set_keys(&mut writer, device.id, &kept.encode_to_vec()).await?;
         writer.commit().await?;
         Ok(verifier::store_keys_answer(StoreKeysAnswer::Stored))
     }

@@ -6,6 +6,7 @@ use onboarding::registration;
 use operator_api::{Device, DeviceSpec, DeviceStatus, Hardware, Object as _, WatchEventType};
 use protocol::envelope::{self, Certificate, Envelope};
 use protocol::eve::register::ZRegisterMsg;
+use protocol::ids::DeviceId;
 use protocol::keys::{CertHash, pem_to_der, sha256};
 
 use super::registry::{Entry, Registry};
@@ -79,9 +80,9 @@ impl Fleet {
             ..DeviceStatus::default()
         };
         let now = Timestamp::now();
-        let uid = objects::insert(&mut writer, &mut device, objects::Links::default(), now).await?;
+        let id = objects::insert(&mut writer, &mut device, objects::Links::default(), now).await?;
         let identity = identities::Identity {
-            device: uid,
+            device: id,
             certificate: der.clone(),
             onboarding_hash,
             serial: registration.serial,
@@ -89,16 +90,16 @@ impl Fleet {
         };
         identities::insert(&mut writer, &identity).await?;
         writer.commit().await?;
-        enter(&self.registry, uid, &der, now)?;
-        tracing::info!(device = %device.metadata.name, %uid, serial = %identity.serial, "a device registered");
-        self.tell_device(uid, WatchEventType::Added).await;
+        enter(&self.registry, id, &der, now)?;
+        tracing::info!(device = %device.metadata.name, uid = %id, serial = %identity.serial, "a device registered");
+        self.tell_device(id, WatchEventType::Added).await;
         Ok(Registered::New)
     }
 }
 
-fn enter(registry: &Registry, uid: uuid::Uuid, der: &[u8], now: Timestamp) -> Result<(), Refused> {
-    let entry = Entry::new(uid.into(), der, None, 0)
-        .map_err(|error| Refused::Internal(error.to_string()))?;
+fn enter(registry: &Registry, id: DeviceId, der: &[u8], now: Timestamp) -> Result<(), Refused> {
+    let entry =
+        Entry::new(id, der, None, 0).map_err(|error| Refused::Internal(error.to_string()))?;
     registry.insert(entry).seen(now.as_millisecond());
     Ok(())
 }

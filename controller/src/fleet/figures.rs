@@ -6,8 +6,8 @@ use operator_api::{MemoryStatus, ProcessMemory};
 use protocol::eve::metrics::ZMetricMsg;
 use protocol::eve::metrics::metric_item::MetricItemValue;
 use protocol::eve::metrics::z_metric_msg::MetricContent;
+use protocol::ids::AppId;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::status::timestamp;
 
@@ -21,7 +21,7 @@ pub struct Figures {
     /// Memory of the device.
     pub memory: Option<MemoryStatus>,
     /// Its apps.
-    pub apps: BTreeMap<Uuid, AppFigures>,
+    pub apps: BTreeMap<AppId, AppFigures>,
 }
 
 /// What a device measured of an app.
@@ -41,7 +41,7 @@ pub struct AppFigures {
 pub fn read(message: &ZMetricMsg) -> Figures {
     let mut figures = Figures::default();
     for app in message.am.iter().take(MAX_ITEMS) {
-        if let Ok(id) = Uuid::try_parse(&app.app_id) {
+        if let Ok(id) = app.app_id.parse() {
             let used = app
                 .app_memory
                 .as_ref()
@@ -81,7 +81,7 @@ pub fn read(message: &ZMetricMsg) -> Figures {
                 .key
                 .strip_prefix("skerry.app.")
                 .and_then(|rest| rest.split_once('.'))
-                && let Ok(id) = Uuid::try_parse(id)
+                && let Ok(id) = id.parse()
             {
                 let app = figures.apps.entry(id).or_default();
                 match what {
@@ -114,12 +114,13 @@ mod tests {
     use protocol::eve::metrics::{
         AppMemoryMetric, AppMetric, DeviceMetric, MemoryMetric, MetricItem, ZMetricProcess,
     };
+    use uuid::Uuid;
 
     use super::*;
 
     #[test]
     fn a_message_of_our_device() {
-        let app = Uuid::from_u128(7);
+        let app = AppId(Uuid::from_u128(7));
         let item = |key: String, value| MetricItem {
             key,
             metric_item_value: Some(value),

@@ -37,11 +37,10 @@ impl Fleet {
     /// [`Refused`].
     pub async fn device_log(&self, opened: Opened) -> Result<(), Refused> {
         let bundle = read(&opened.payload)?;
-        let device = opened.device.id.0;
+        let device = opened.device.id;
         match bundle.origin {
             Origin::Device(origin)
-                if origin.device.is_empty()
-                    || Uuid::try_parse(&origin.device).ok() == Some(device) => {}
+                if origin.device.is_empty() || origin.device.parse().ok() == Some(device) => {}
             Origin::Device(origin) => {
                 return Err(Refused::Malformed(format!(
                     "log of device {device} says that it is of device {:?}",
@@ -54,7 +53,7 @@ impl Fleet {
                 )));
             }
         }
-        self.append(device, &opened.payload).await
+        self.append(device.into(), &opened.payload).await
     }
 
     /// Takes an app's log. That of an app that is not there (any more) is taken and dropped: the device could do nothing about it.
@@ -63,12 +62,12 @@ impl Fleet {
     /// [`Refused`].
     pub async fn app_log(&self, opened: Opened, app: AppId) -> Result<(), Refused> {
         read(&opened.payload)?;
-        let device = objects::device_of(&mut *self.store.read().await?, app.0).await?;
-        if device != Some(opened.device.id.0) {
+        let device = objects::device_of(&mut *self.store.read().await?, app).await?;
+        if device != Some(opened.device.id) {
             tracing::debug!(device = %opened.device.id, %app, "log of an app that is not on this device");
             return Ok(());
         }
-        self.append(app.0, &opened.payload).await
+        self.append(app.into(), &opened.payload).await
     }
 
     /// Takes a log bundle in EVE's old form, without an app or with one.

@@ -113,7 +113,7 @@ impl Fleet {
         let registry = Registry::default();
         for known in identities::all(&mut *store.read().await?).await? {
             match Entry::new(
-                known.device.into(),
+                known.device,
                 &known.certificate,
                 known.token,
                 known.last_seen.unwrap_or(0),
@@ -213,8 +213,8 @@ impl Fleet {
     }
 
     /// Says that the config of these devices may have changed, after the change was committed.
-    fn config_changed(&self, devices: impl IntoIterator<Item = Uuid>) {
-        for device in devices.into_iter().map(DeviceId) {
+    fn config_changed(&self, devices: impl IntoIterator<Item = DeviceId>) {
+        for device in devices {
             if let Some(entry) = self.registry.by_id(device) {
                 entry.config_changed();
                 self.links.send(device, ServerMessage::ConfigChanged);
@@ -239,13 +239,8 @@ impl Fleet {
                     .figures
                     .as_ref()
                     .and_then(|figures| serde_json::to_string(figures).ok());
-                identities::set_seen(
-                    &mut writer,
-                    entry.id.0,
-                    entry.last_seen(),
-                    figures.as_deref(),
-                )
-                .await?;
+                identities::set_seen(&mut writer, entry.id, entry.last_seen(), figures.as_deref())
+                    .await?;
             }
             writer.commit().await
         };

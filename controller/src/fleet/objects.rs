@@ -12,7 +12,6 @@
 use jiff::Timestamp;
 use operator_api::{App, Datastore, Device, FieldError, Object, WatchEventType};
 use protocol::ids::DeviceId;
-use uuid::Uuid;
 
 use super::{Fault, Fleet};
 use crate::store::objects::Links;
@@ -41,13 +40,25 @@ pub trait Governed: Object {
         connection: &mut Connection,
         object: &Self,
         links: Links,
-    ) -> impl Future<Output = Result<Vec<Uuid>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<DeviceId>, StoreError>> + Send;
 
     /// Checks whether it may go.
     fn may_go(
         connection: &mut Connection,
         object: &Self,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Takes an object's new name over into the objects that name it.
+    fn renamed(
+        _connection: &mut Connection,
+        _old: &str,
+        _object: &Self,
+    ) -> impl Future<Output = Result<(), Fault>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Lets go of what memory holds of an object that was deleted.
+    fn gone(_fleet: &Fleet, _id: Self::Id) {}
 
     /// Adds to a stored object what only the controller knows at this moment.
     fn shown(
@@ -72,8 +83,8 @@ pub trait Governed: Object {
     }
 }
 
-fn uid_of(object: &impl Object) -> Result<Uuid, Fault> {
-    object.metadata().uid.ok_or_else(|| {
+fn id_of<T: Object>(object: &T) -> Result<T::Id, Fault> {
+    object.id().ok_or_else(|| {
         Fault::Internal(format!(
             "`{}` was stored without a uid",
             object.metadata().name
@@ -184,7 +195,7 @@ impl Fleet {
                         created: false,
                     });
                 }
-                let before_links = objects::links(&mut writer, uid_of(&before)?).await?;
+                let before_links = objects::links::<T>(&mut writer, id_of(&before)?).await?;
                 concerned = T::concerned(&mut writer, &before, before_links).await?;
                 *object.status_mut() = before.status().clone();
                 let metadata = object.metadata_mut();
@@ -193,7 +204,7 @@ impl Fleet {
                 metadata.generation = old.generation + u64::from(changed);
                 objects::update(&mut writer, &mut object, links).await?;
                 if object.metadata().name != old.name {
-                    renamed(&mut writer, &old.name, &object).await?;
+                    T::renamed(&mut writer, &old.name, &object).await?;
                 }
             }
         }
@@ -229,38 +240,19 @@ impl Fleet {
                     name: name.to_owned(),
                 })?;
         T::may_go(&mut writer, &object).await?;
-        let uid = uid_of(&object)?;
-        let links = objects::links(&mut writer, uid).await?;
+        let id = id_of(&object)?;
+        let links = objects::links::<T>(&mut writer, id).await?;
         let concerned = T::concerned(&mut writer, &object, links).await?;
         let object = T::shown(self, &mut writer, object).await?;
-        objects::delete(&mut writer, uid).await?;
-        logs::delete(&mut writer, uid).await?;
+        objects::delete::<T>(&mut writer, id).await?;
+        logs::delete(&mut writer, id.into()).await?;
         writer.commit().await?;
-        if T::KIND == Device::KIND {
-            self.registry.remove(DeviceId(uid));
-            self.links.cut(DeviceId(uid));
-        }
+        T::gone(self, id);
         self.config_changed(concerned);
         self.tell(&object, WatchEventType::Deleted);
         tracing::info!(kind = T::KIND, %name, "deleted");
         Ok(object)
     }
-}
-
-/// Takes a device's new name over into its apps.
-async fn renamed<T: Object>(
-    connection: &mut Connection,
-    old: &str,
-    object: &T,
-) -> Result<(), Fault> {
-    let uid = uid_of(object)?;
-    for mut app in objects::of_device::<App>(connection, uid).await? {
-        debug_assert_eq!(app.spec.device, old);
-        app.spec.device.clone_from(&object.metadata().name);
-        let links = objects::links(connection, uid_of(&app)?).await?;
-        objects::update(connection, &mut app, links).await?;
-    }
-    Ok(())
 }
 
 fn names_of(apps: &[App]) -> String {
@@ -306,12 +298,12 @@ impl Governed for Device {
         _: &mut Connection,
         object: &Self,
         _: Links,
-    ) -> Result<Vec<Uuid>, StoreError> {
-        Ok(object.metadata.uid.into_iter().collect())
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        Ok(object.id().into_iter().collect())
     }
 
     async fn may_go(connection: &mut Connection, object: &Self) -> Result<(), Fault> {
-        let apps = objects::of_device::<App>(connection, uid_of(object)?).await?;
+        let apps = objects::of_device::<App>(connection, id_of(object)?).await?;
         if apps.is_empty() {
             return Ok(());
         }
@@ -320,6 +312,21 @@ impl Governed for Device {
             object.metadata.name,
             names_of(&apps)
         )))
+    }
+
+    async fn renamed(connection: &mut Connection, old: &str, object: &Self) -> Result<(), Fault> {
+        for mut app in objects::of_device::<App>(connection, id_of(object)?).await? {
+            debug_assert_eq!(app.spec.device, old);
+            app.spec.device.clone_from(&object.metadata.name);
+            let links = objects::links::<App>(connection, id_of(&app)?).await?;
+            objects::update(connection, &mut app, links).await?;
+        }
+        Ok(())
+    }
+
+    fn gone(fleet: &Fleet, id: DeviceId) {
+        fleet.registry.remove(id);
+        fleet.links.cut(id);
     }
 
     async fn shown(
@@ -361,7 +368,7 @@ impl Governed for App {
             ));
         }
         if let Some(device) = &device {
-            for other in objects::of_device::<Self>(connection, uid_of(device)?).await? {
+            for other in objects::of_device::<Self>(connection, id_of(device)?).await? {
                 if other.metadata.name != new.metadata.name {
                     errors.extend(port_clashes(new, &other));
                 }
@@ -375,10 +382,8 @@ impl Governed for App {
             return Err(Fault::Invalid { detail, errors });
         }
         Ok(Links {
-            device: device.as_ref().and_then(|device| device.metadata.uid),
-            datastore: datastore
-                .as_ref()
-                .and_then(|datastore| datastore.metadata.uid),
+            device: device.as_ref().and_then(Object::id),
+            datastore: datastore.as_ref().and_then(Object::id),
         })
     }
 
@@ -386,7 +391,7 @@ impl Governed for App {
         _: &mut Connection,
         _: &Self,
         links: Links,
-    ) -> Result<Vec<Uuid>, StoreError> {
+    ) -> Result<Vec<DeviceId>, StoreError> {
         Ok(links.device.into_iter().collect())
     }
 
@@ -438,15 +443,15 @@ impl Governed for Datastore {
         connection: &mut Connection,
         object: &Self,
         _: Links,
-    ) -> Result<Vec<Uuid>, StoreError> {
-        match object.metadata.uid {
-            Some(uid) => objects::devices_of_datastore(connection, uid).await,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        match object.id() {
+            Some(id) => objects::devices_of_datastore(connection, id).await,
             None => Ok(Vec::new()),
         }
     }
 
     async fn may_go(connection: &mut Connection, object: &Self) -> Result<(), Fault> {
-        let apps = objects::of_datastore::<App>(connection, uid_of(object)?).await?;
+        let apps = objects::of_datastore::<App>(connection, id_of(object)?).await?;
         if apps.is_empty() {
             return Ok(());
         }

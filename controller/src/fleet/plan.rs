@@ -9,10 +9,11 @@
 //! | every device | one local `NetworkInstanceConfig`, with the range of addresses that [`super::ranges`] chose |
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Object as _, PortMap};
+use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Object, PortMap};
 use prost::Message as _;
 use protocol::eve::common::{IpRange, Ipspec, PhyIoType};
 use protocol::eve::config::{
@@ -21,6 +22,7 @@ use protocol::eve::config::{
     UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
     VolumeRef, ZNetworkInstType,
 };
+use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use protocol::image::ImageReference;
 use protocol::keys::sha256;
 use uuid::Uuid;
@@ -44,7 +46,7 @@ pub struct Inputs<'a> {
 /// The config.
 #[must_use]
 pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
-    let device = uid(inputs.device.metadata().uid);
+    let device = id(inputs.device);
     let network = names::network(device);
     let mut config = EdgeDevConfig {
         id: versioned(device, inputs.device.metadata.generation),
@@ -63,10 +65,10 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
         let Some(datastore) = inputs.datastores.get(&app.spec.image.datastore) else {
             continue;
         };
-        let id = uid(app.metadata.uid);
-        let datastore_id = uid(datastore.metadata.uid);
+        let app_id = id(app);
+        let datastore_id = id(datastore);
         let content = names::content(datastore_id, app);
-        let volume = names::volume(id, content);
+        let volume = names::volume(app_id, content);
         datastores
             .entry(datastore_id)
             .or_insert_with(|| datastore_config(datastore_id, datastore));
@@ -82,7 +84,7 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             display_name: app.metadata.name.clone(),
             ..Volume::default()
         });
-        config.apps.push(app_instance(id, volume, network, app));
+        config.apps.push(app_instance(app_id, volume, network, app));
     }
     config.datastores = datastores.into_values().collect();
     config.content_info = contents.into_values().collect();
@@ -97,18 +99,18 @@ pub fn hash(config: &EdgeDevConfig) -> String {
 }
 
 /// What came out of the store has a uid; what has none gets an id that no device knows.
-fn uid(uid: Option<Uuid>) -> Uuid {
-    uid.unwrap_or(Uuid::nil())
+fn id<T: Object>(object: &T) -> T::Id {
+    object.id().unwrap_or(Uuid::nil().into())
 }
 
-fn versioned(id: Uuid, version: u64) -> Option<UuiDandVersion> {
+fn versioned(id: impl Display, version: u64) -> Option<UuiDandVersion> {
     Some(UuiDandVersion {
         uuid: id.to_string(),
         version: version.to_string(),
     })
 }
 
-fn network_instance(id: Uuid, range: Range) -> NetworkInstanceConfig {
+fn network_instance(id: NetworkInstanceId, range: Range) -> NetworkInstanceConfig {
     NetworkInstanceConfig {
         uuidandversion: versioned(id, 1),
         displayname: "default".to_owned(),
@@ -134,7 +136,7 @@ fn network_instance(id: Uuid, range: Range) -> NetworkInstanceConfig {
     }
 }
 
-fn datastore_config(id: Uuid, datastore: &Datastore) -> DatastoreConfig {
+fn datastore_config(id: DatastoreId, datastore: &Datastore) -> DatastoreConfig {
     DatastoreConfig {
         id: id.to_string(),
         d_type: DsType::DsContainerRegistry.into(),
@@ -149,7 +151,7 @@ fn datastore_config(id: Uuid, datastore: &Datastore) -> DatastoreConfig {
     }
 }
 
-fn content_tree(id: Uuid, datastore: Uuid, app: &App) -> ContentTree {
+fn content_tree(id: ContentId, datastore: DatastoreId, app: &App) -> ContentTree {
     let format = match app.spec.kind {
         AppType::Container => Format::Container,
         AppType::Vm => match app.spec.image.format.unwrap_or_default() {
@@ -173,7 +175,12 @@ fn content_tree(id: Uuid, datastore: Uuid, app: &App) -> ContentTree {
     }
 }
 
-fn app_instance(id: Uuid, volume: Uuid, network: Uuid, app: &App) -> AppInstanceConfig {
+fn app_instance(
+    id: AppId,
+    volume: VolumeId,
+    network: NetworkInstanceId,
+    app: &App,
+) -> AppInstanceConfig {
     let spec = &app.spec;
     let memory = u32::try_from(spec.resources.memory_mib.saturating_mul(1024)).unwrap_or(u32::MAX);
     let native = spec.effective_isolation() == Isolation::Native;

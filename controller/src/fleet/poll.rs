@@ -90,10 +90,10 @@ impl Fleet {
 type Inputs = (Device, Vec<App>, BTreeMap<String, Datastore>);
 
 async fn inputs(connection: &mut Connection, device: &Entry) -> Result<Option<Inputs>, StoreError> {
-    let Some(object) = objects::by_uid::<Device>(connection, device.id.0).await? else {
+    let Some(object) = objects::by_id::<Device>(connection, device.id).await? else {
         return Ok(None);
     };
-    let apps: Vec<App> = objects::of_device(connection, device.id.0).await?;
+    let apps: Vec<App> = objects::of_device(connection, device.id).await?;
     let mut datastores = BTreeMap::new();
     for app in &apps {
         let name = &app.spec.image.datastore;

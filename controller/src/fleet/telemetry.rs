@@ -1,8 +1,10 @@
 //! What devices tell of themselves: info, metrics, flow logs, state of the hardware. Everything is kept as it came, the last of each
 //! sort about each thing, and what operators see follows from it.
 
+use std::fmt::Display;
+
 use jiff::{SignedDuration, Timestamp};
-use operator_api::{App, Device, WatchEventType};
+use operator_api::{App, Device, Object as _, WatchEventType};
 use prost::Message;
 use protocol::envelope;
 use protocol::eve::flowlog::FlowMessage;
@@ -12,7 +14,7 @@ use protocol::eve::info::{
     ZInfoApp, ZInfoContentTree, ZInfoMsg, ZInfoNetworkInstance, ZInfoVolume,
 };
 use protocol::eve::metrics::ZMetricMsg;
-use uuid::Uuid;
+use protocol::ids::{AppId, DeviceId};
 
 use super::ranges::Range;
 use super::status::{self, Told, timestamp};
@@ -37,8 +39,8 @@ impl Fleet {
     /// [`Refused`].
     pub async fn info(&self, opened: Opened) -> Result<(), Refused> {
         let message: ZInfoMsg = envelope::decode(&opened.payload, "ZInfoMsg")?;
-        let device = opened.device.id.0;
-        if !message.dev_id.is_empty() && Uuid::try_parse(&message.dev_id).ok() != Some(device) {
+        let device = opened.device.id;
+        if !message.dev_id.is_empty() && message.dev_id.parse().ok() != Some(device) {
             return Err(Refused::Malformed(format!(
                 "info of device {device} says that it is of device {:?}",
                 message.dev_id
@@ -75,7 +77,7 @@ impl Fleet {
         let mut moved = false;
         let changed = match &message.info_content {
             Some(InfoContent::Dinfo(info)) => {
-                if let Some(mut object) = objects::by_uid::<Device>(&mut writer, device).await? {
+                if let Some(mut object) = objects::by_id::<Device>(&mut writer, device).await? {
                     let before = Range::named(&object.status.app_network);
                     status::device(&mut object.status, info, told);
                     moved = Range::named(&object.status.app_network) != before;
@@ -112,10 +114,10 @@ impl Fleet {
     pub async fn metrics(&self, opened: Opened) -> Result<(), Refused> {
         let message: ZMetricMsg = envelope::decode(&opened.payload, "ZMetricMsg")?;
         let figures = figures::read(&message);
-        let apps: Vec<Uuid> = figures.apps.keys().copied().collect();
+        let apps: Vec<AppId> = figures.apps.keys().copied().collect();
         opened.device.state().figures = Some(Box::new(figures));
         opened.device.seen(Timestamp::now().as_millisecond());
-        let device = opened.device.id.0;
+        let device = opened.device.id;
         self.tell_device(device, WatchEventType::Modified).await;
         for app in apps {
             self.tell_app(app, WatchEventType::Modified).await;
@@ -146,7 +148,7 @@ impl Fleet {
         let mut writer = self.store.write().await?;
         reports::put(
             &mut writer,
-            opened.device.id.0,
+            opened.device.id,
             (sort, ""),
             now,
             i64::MAX,
@@ -177,15 +179,15 @@ fn key(message: &ZInfoMsg) -> (&'static str, &str) {
 /// Works out anew the status of the device's apps that a report is about; gives those that it changed.
 async fn apps_changed(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     report: (&str, &str),
     now: Timestamp,
-) -> Result<Vec<Uuid>, StoreError> {
+) -> Result<Vec<AppId>, StoreError> {
     let (sort, about) = report;
     let network = names::network(device);
     let mut changed = Vec::new();
     for app in objects::of_device::<App>(connection, device).await? {
-        let Some(id) = app.metadata.uid else { continue };
+        let Some(id) = app.id() else { continue };
         let Some(datastore) = objects::datastore_of(connection, id).await? else {
             continue;
         };
@@ -243,9 +245,9 @@ part!(ZInfoApp => Ainfo, ZInfoVolume => Vinfo, ZInfoContentTree => Cinfo, ZInfoN
 
 async fn told<T: Part>(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     sort: &str,
-    about: Uuid,
+    about: impl Display,
 ) -> Result<Option<T>, StoreError> {
     let Some(body) = reports::get(connection, device, (sort, &about.to_string())).await? else {
         return Ok(None);

@@ -9,7 +9,6 @@ use operator_api::{
     DevicePhase, Object, VerdictOutcome, WatchEventType,
 };
 use protocol::ids::{AppId, DeviceId};
-use uuid::Uuid;
 
 use super::events::Change;
 use super::figures::Figures;
@@ -38,13 +37,13 @@ impl Fleet {
         connection: &mut Connection,
         device: Device,
     ) -> Result<Device, StoreError> {
-        let Some(uid) = device.metadata.uid else {
+        let Some(id) = device.id() else {
             return Ok(device);
         };
-        let Some(stored) = identities::shown(connection, uid).await? else {
+        let Some(stored) = identities::shown(connection, id).await? else {
             return Ok(device);
         };
-        Ok(self.present(device, uid, stored))
+        Ok(self.present(device, id, stored))
     }
 
     /// Devices as operators see them.
@@ -53,24 +52,21 @@ impl Fleet {
         connection: &mut Connection,
         devices: Vec<Device>,
     ) -> Result<Vec<Device>, StoreError> {
-        let mut stored: HashMap<Uuid, identities::Shown> = identities::all_shown(connection)
+        let mut stored: HashMap<DeviceId, identities::Shown> = identities::all_shown(connection)
             .await?
             .into_iter()
             .collect();
-        let present = |device: Device| match device
-            .metadata
-            .uid
-            .and_then(|uid| Some((uid, stored.remove(&uid)?)))
-        {
-            Some((uid, stored)) => self.present(device, uid, stored),
-            None => device,
-        };
+        let present =
+            |device: Device| match device.id().and_then(|id| Some((id, stored.remove(&id)?))) {
+                Some((id, stored)) => self.present(device, id, stored),
+                None => device,
+            };
         Ok(devices.into_iter().map(present).collect())
     }
 
     /// Puts together what is stored of a device and what memory knows.
-    fn present(&self, mut device: Device, uid: Uuid, stored: identities::Shown) -> Device {
-        let entry = self.registry.by_id(DeviceId(uid));
+    fn present(&self, mut device: Device, id: DeviceId, stored: identities::Shown) -> Device {
+        let entry = self.registry.by_id(id);
         let now = Timestamp::now();
         let status = &mut device.status;
         status.attestation = stored.attestation;
@@ -141,17 +137,17 @@ impl Fleet {
         connection: &mut Connection,
         mut app: App,
     ) -> Result<App, StoreError> {
-        let Some(uid) = app.metadata.uid else {
+        let Some(id) = app.id() else {
             return Ok(app);
         };
-        let Some(device) = objects::device_of(connection, uid).await? else {
+        let Some(device) = objects::device_of(connection, id).await? else {
             return Ok(app);
         };
-        app.status.device_uid = Some(device);
+        app.status.device_uid = Some(device.into());
         if let Some(figures) = self
             .figures(connection, device)
             .await?
-            .and_then(|figures| figures.apps.get(&uid).copied())
+            .and_then(|figures| figures.apps.get(&id).copied())
         {
             app.status.restarts = figures.restarts;
             if app.status.phase == AppPhase::Running {
@@ -173,9 +169,9 @@ impl Fleet {
     async fn figures(
         &self,
         connection: &mut Connection,
-        device: Uuid,
+        device: DeviceId,
     ) -> Result<Option<Figures>, StoreError> {
-        let entry = self.registry.by_id(DeviceId(device));
+        let entry = self.registry.by_id(device);
         if let Some(figures) = entry
             .as_ref()
             .and_then(|entry| entry.state().figures.as_deref().cloned())
@@ -203,23 +199,23 @@ impl Fleet {
     }
 
     /// Tells watchers of a device.
-    pub(super) async fn tell_device(&self, uid: Uuid, what: WatchEventType) {
-        self.tell_by_uid::<Device>(uid, what).await;
+    pub(super) async fn tell_device(&self, id: DeviceId, what: WatchEventType) {
+        self.tell_by_id::<Device>(id, what).await;
     }
 
     /// Tells watchers of an app.
-    pub(super) async fn tell_app(&self, uid: Uuid, what: WatchEventType) {
-        self.tell_by_uid::<App>(uid, what).await;
+    pub(super) async fn tell_app(&self, id: AppId, what: WatchEventType) {
+        self.tell_by_id::<App>(id, what).await;
     }
 
     /// Watchers are told of what is stored already, so trouble here costs them news, and the sender of the change nothing.
-    async fn tell_by_uid<T: Governed>(&self, uid: Uuid, what: WatchEventType) {
+    async fn tell_by_id<T: Governed>(&self, id: T::Id, what: WatchEventType) {
         if !self.events.watched() {
             return;
         }
         let found = async {
             let mut reader = self.store.read().await?;
-            match objects::by_uid::<T>(&mut reader, uid).await? {
+            match objects::by_id::<T>(&mut reader, id).await? {
                 Some(object) => T::shown(self, &mut reader, object).await.map(Some),
                 None => Ok(None),
             }
@@ -227,7 +223,7 @@ impl Fleet {
         match found.await {
             Ok(Some(object)) => self.tell(&object, what),
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, kind = T::KIND, %uid, "telling watchers"),
+            Err(error) => tracing::error!(%error, kind = T::KIND, uid = %id, "telling watchers"),
         }
     }
 
@@ -246,7 +242,7 @@ impl Fleet {
                 news
             };
             if news {
-                self.tell_device(entry.id.0, WatchEventType::Modified).await;
+                self.tell_device(entry.id, WatchEventType::Modified).await;
             }
         }
     }
@@ -268,10 +264,10 @@ impl Fleet {
                 app.spec.device
             ))
         };
-        let (Some(uid), Some(device)) = (app.metadata.uid, app.status.device_uid) else {
+        let (Some(id), Some(device)) = (app.id(), app.status.device_uid) else {
             return Err(not_connected());
         };
-        match self.links.open_console(DeviceId(device), AppId(uid)) {
+        match self.links.open_console(device.into(), id) {
             Ok((session, end)) => {
                 tracing::info!(app = %name, %session, "console asked for");
                 Ok(end)

@@ -2,19 +2,19 @@
 
 use jiff::Timestamp;
 use operator_api::Attestation;
+use protocol::ids::DeviceId;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
-use uuid::Uuid;
 
-use super::{Connection, Statement, StoreError, Tried as _, Use as _, damaged, parse_uid};
+use super::{Connection, Statement, StoreError, Tried as _, Use as _, damaged, parse_id};
 
 const ACTION: &str = "reading a device's identity";
 
 /// A device's identity as it registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Uid of the device.
-    pub device: Uuid,
+    /// The device.
+    pub device: DeviceId,
     /// Its certificate, DER.
     pub certificate: Vec<u8>,
     /// SHA-256 of the onboarding certificate's DER.
@@ -39,8 +39,8 @@ pub struct AttestationKeys {
 /// What the registry of known devices keeps in memory.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// Uid of the device.
-    pub device: Uuid,
+    /// The device.
+    pub device: DeviceId,
     /// Its certificate, DER.
     pub certificate: Vec<u8>,
     /// Integrity token of its present boot.
@@ -62,8 +62,8 @@ pub struct Shown {
     pub last_seen: Option<i64>,
 }
 
-/// A statement about one device, whose uid is its first value.
-fn of(device: Uuid, sql: &'static str) -> Statement<'static> {
+/// A statement about one device, whose id is its first value.
+fn of(device: DeviceId, sql: &'static str) -> Statement<'static> {
     sqlx::query(sql).bind(device.to_string())
 }
 
@@ -84,11 +84,11 @@ pub async fn insert(connection: &mut Connection, identity: &Identity) -> Result<
     .map(drop)
 }
 
-/// Uid of the device with this certificate.
+/// The device with this certificate.
 pub async fn by_certificate(
     connection: &mut Connection,
     certificate: &[u8],
-) -> Result<Option<Uuid>, StoreError> {
+) -> Result<Option<DeviceId>, StoreError> {
     let hash = protocol::keys::sha256(certificate);
     let found = sqlx::query("SELECT device FROM identities WHERE certificate_hash = $1")
         .bind(hash.as_slice())
@@ -97,12 +97,12 @@ pub async fn by_certificate(
     found.as_ref().map(device).transpose()
 }
 
-/// Uid of a device that registered with this onboarding certificate and serial.
+/// A device that registered with this onboarding certificate and serial.
 pub async fn by_serial(
     connection: &mut Connection,
     onboarding_hash: &[u8; 32],
     serial: &str,
-) -> Result<Option<Uuid>, StoreError> {
+) -> Result<Option<DeviceId>, StoreError> {
     let found = sqlx::query(
         "SELECT device FROM identities WHERE onboarding_hash = $1 AND serial = $2 LIMIT 1",
     )
@@ -113,8 +113,8 @@ pub async fn by_serial(
     found.as_ref().map(device).transpose()
 }
 
-fn device(row: &SqliteRow) -> Result<Uuid, StoreError> {
-    parse_uid(ACTION, row.try_get("device").tried(ACTION)?)
+fn device(row: &SqliteRow) -> Result<DeviceId, StoreError> {
+    parse_id(ACTION, row.try_get("device").tried(ACTION)?)
 }
 
 /// All devices, for the registry.
@@ -135,7 +135,10 @@ fn known(row: &SqliteRow) -> Result<Known, StoreError> {
 }
 
 /// What the operator API shows of one device.
-pub async fn shown(connection: &mut Connection, device: Uuid) -> Result<Option<Shown>, StoreError> {
+pub async fn shown(
+    connection: &mut Connection,
+    device: DeviceId,
+) -> Result<Option<Shown>, StoreError> {
     let row = of(device, "SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities WHERE device = $1")
         .find(connection, ACTION)
         .await?;
@@ -147,14 +150,14 @@ pub async fn shown(connection: &mut Connection, device: Uuid) -> Result<Option<S
 }
 
 /// What the operator API shows of all devices.
-pub async fn all_shown(connection: &mut Connection) -> Result<Vec<(Uuid, Shown)>, StoreError> {
+pub async fn all_shown(connection: &mut Connection) -> Result<Vec<(DeviceId, Shown)>, StoreError> {
     let rows = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities")
         .all(connection, ACTION)
         .await?;
     rows.iter().map(shown_row).collect()
 }
 
-fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
+fn shown_row(row: &SqliteRow) -> Result<(DeviceId, Shown), StoreError> {
     let device = device(row)?;
     let attestation: &str = row.try_get("attestation").tried(ACTION)?;
     let shown = Shown {
@@ -168,7 +171,10 @@ fn shown_row(row: &SqliteRow) -> Result<(Uuid, Shown), StoreError> {
 }
 
 /// The certificate that the device registered with, DER.
-pub async fn certificate(connection: &mut Connection, device: Uuid) -> Result<Vec<u8>, StoreError> {
+pub async fn certificate(
+    connection: &mut Connection,
+    device: DeviceId,
+) -> Result<Vec<u8>, StoreError> {
     of(
         device,
         "SELECT certificate FROM identities WHERE device = $1",
@@ -182,7 +188,7 @@ pub async fn certificate(connection: &mut Connection, device: Uuid) -> Result<Ve
 /// Certificates that the device showed before.
 pub async fn attestation_keys(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
 ) -> Result<AttestationKeys, StoreError> {
     let row = of(
         device,
@@ -201,7 +207,7 @@ pub async fn attestation_keys(
 /// Writes the certificates that a device showed.
 pub async fn set_attestation_keys(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     keys: &AttestationKeys,
 ) -> Result<(), StoreError> {
     of(
@@ -220,7 +226,7 @@ pub async fn set_attestation_keys(
 /// Writes the nonce that a device is given; an older one is no longer good.
 pub async fn give_nonce(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     nonce: &[u8],
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -238,7 +244,7 @@ pub async fn give_nonce(
 /// Takes the nonce back: it is good once. With it comes the time when it was given, in milliseconds.
 pub async fn take_nonce(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
 ) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
     let row = of(
         device,
@@ -262,7 +268,7 @@ pub async fn take_nonce(
 /// Writes what an attestation found, and the token that goes with it: none if it failed.
 pub async fn set_attestation(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     attestation: &Attestation,
     token: Option<&[u8]>,
 ) -> Result<(), StoreError> {
@@ -282,7 +288,7 @@ pub async fn set_attestation(
 /// The keys that the device left here, as they came.
 pub async fn keys(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
 ) -> Result<Option<Vec<u8>>, StoreError> {
     const ACTION: &str = "reading escrowed keys";
     of(device, "SELECT keys FROM identities WHERE device = $1")
@@ -295,7 +301,7 @@ pub async fn keys(
 /// Keeps keys for the device.
 pub async fn set_keys(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     keys: &[u8],
 ) -> Result<(), StoreError> {
     of(device, "UPDATE identities SET keys = $2 WHERE device = $1")
@@ -308,7 +314,7 @@ pub async fn set_keys(
 /// Writes when a device was last heard from, and its figures if there are new ones.
 pub async fn set_seen(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     last_seen: i64,
     figures: Option<&str>,
 ) -> Result<(), StoreError> {
@@ -367,7 +373,9 @@ mod tests {
             (shown.last_seen, shown.figures.as_deref(), shown.owes_quote),
             (Some(8), Some("{}"), false)
         );
-        objects::delete(&mut writer, device).await.unwrap();
+        objects::delete::<Device>(&mut writer, device)
+            .await
+            .unwrap();
         assert_eq!(by_certificate(&mut writer, &[1, 2]).await.unwrap(), None);
     }
 

@@ -1,4 +1,5 @@
-//! Logs of devices and apps, chunk by chunk as they were uploaded. Each owner's oldest chunks go when it has more than its share.
+//! Logs of devices and apps, chunk by chunk as they were uploaded. An owner is either: the uid of its object. Each owner's oldest
+//! chunks go when it has more than its share.
 
 use sqlx::Row as _;
 use uuid::Uuid;

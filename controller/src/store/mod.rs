@@ -15,16 +15,16 @@ pub mod users;
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::str::FromStr as _;
+use std::str::FromStr;
 use std::time::Duration;
 
+use protocol::ids::IdError;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use thiserror::Error;
-use uuid::Uuid;
 
 /// A connection to the database, inside a transaction or not.
 pub type Connection = sqlx::SqliteConnection;
@@ -344,8 +344,9 @@ pub(crate) async fn next(
 }
 
 /// Reads an id from its column.
-fn parse_uid(action: &'static str, text: &str) -> Result<Uuid, StoreError> {
-    Uuid::try_parse(text).map_err(|error| damaged(action, format!("object {text}"), error))
+fn parse_id<I: FromStr<Err = IdError>>(action: &'static str, text: &str) -> Result<I, StoreError> {
+    text.parse()
+        .map_err(|error| damaged(action, format!("object {text}"), error))
 }
 
 #[cfg(test)]

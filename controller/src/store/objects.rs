@@ -1,22 +1,23 @@
 //! Objects of the operator API: metadata and spec as the operator wrote them, status as far as devices told it.
 
 use jiff::Timestamp;
-use operator_api::{API_VERSION, Object, ObjectMeta};
+use operator_api::{API_VERSION, App, Object, ObjectMeta};
+use protocol::ids::{AppId, DatastoreId, DeviceId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tried as _, damaged, next, parse_uid};
+use super::{Connection, StoreError, Tried as _, damaged, next, parse_id};
 
 /// What an app hangs on; nothing for other kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Links {
-    /// Uid of the device that runs it.
-    pub device: Option<Uuid>,
-    /// Uid of the datastore of its image.
-    pub datastore: Option<Uuid>,
+    /// The device that runs it.
+    pub device: Option<DeviceId>,
+    /// The datastore of its image.
+    pub datastore: Option<DatastoreId>,
 }
 
 const COLUMNS_ERROR: &str = "reading an object";
@@ -65,14 +66,14 @@ pub async fn get<T: Object>(
     row.as_ref().map(from_row).transpose()
 }
 
-/// The object with this uid.
-pub async fn by_uid<T: Object>(
+/// The object with this id.
+pub async fn by_id<T: Object>(
     connection: &mut Connection,
-    uid: Uuid,
+    id: T::Id,
 ) -> Result<Option<T>, StoreError> {
     let row = sqlx::query("SELECT * FROM objects WHERE kind = $1 AND uid = $2")
         .bind(T::KIND)
-        .bind(uid.to_string())
+        .bind(id.to_string())
         .fetch_optional(connection)
         .await
         .tried(COLUMNS_ERROR)?;
@@ -92,7 +93,7 @@ pub async fn list<T: Object>(connection: &mut Connection) -> Result<Vec<T>, Stor
 /// The objects of a kind that hang on a device, by name.
 pub async fn of_device<T: Object>(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
 ) -> Result<Vec<T>, StoreError> {
     let rows = sqlx::query("SELECT * FROM objects WHERE device = $1 AND kind = $2 ORDER BY name")
         .bind(device.to_string())
@@ -106,7 +107,7 @@ pub async fn of_device<T: Object>(
 /// The objects of a kind that hang on a datastore, by name.
 pub async fn of_datastore<T: Object>(
     connection: &mut Connection,
-    datastore: Uuid,
+    datastore: DatastoreId,
 ) -> Result<Vec<T>, StoreError> {
     let rows =
         sqlx::query("SELECT * FROM objects WHERE datastore = $1 AND kind = $2 ORDER BY name")
@@ -124,7 +125,7 @@ pub async fn insert<T: Object>(
     object: &mut T,
     links: Links,
     now: Timestamp,
-) -> Result<Uuid, StoreError> {
+) -> Result<T::Id, StoreError> {
     let version = next(connection, "revision").await?;
     let metadata = object.metadata_mut();
     let uid = *metadata.uid.get_or_insert_with(Uuid::new_v4);
@@ -150,7 +151,7 @@ pub async fn insert<T: Object>(
     .execute(connection)
     .await
     .tried("writing a new object")?;
-    Ok(uid)
+    Ok(uid.into())
 }
 
 /// Writes name, labels, annotations, spec and links of an object that is there, and sets its new version.
@@ -187,12 +188,12 @@ pub async fn update<T: Object>(
 /// Writes an object's status.
 pub async fn set_status<T: Object>(
     connection: &mut Connection,
-    uid: Uuid,
+    id: T::Id,
     status: &T::Status,
 ) -> Result<(), StoreError> {
     sqlx::query("UPDATE objects SET status = $1 WHERE uid = $2 AND kind = $3")
         .bind(to_json(status, T::KIND)?)
-        .bind(uid.to_string())
+        .bind(id.to_string())
         .bind(T::KIND)
         .execute(connection)
         .await
@@ -201,10 +202,11 @@ pub async fn set_status<T: Object>(
 }
 
 /// Removes an object and what hangs on it by `ON DELETE CASCADE`.
-pub async fn delete(connection: &mut Connection, uid: Uuid) -> Result<(), StoreError> {
+pub async fn delete<T: Object>(connection: &mut Connection, id: T::Id) -> Result<(), StoreError> {
     next(connection, "revision").await?;
-    sqlx::query("DELETE FROM objects WHERE uid = $1")
-        .bind(uid.to_string())
+    sqlx::query("DELETE FROM objects WHERE uid = $1 AND kind = $2")
+        .bind(id.to_string())
+        .bind(T::KIND)
         .execute(connection)
         .await
         .tried("deleting an object")?;
@@ -212,44 +214,49 @@ pub async fn delete(connection: &mut Connection, uid: Uuid) -> Result<(), StoreE
 }
 
 /// What an object hangs on.
-pub async fn links(connection: &mut Connection, uid: Uuid) -> Result<Links, StoreError> {
+pub async fn links<T: Object>(connection: &mut Connection, id: T::Id) -> Result<Links, StoreError> {
     const ACTION: &str = "reading what an object hangs on";
-    let row = sqlx::query("SELECT device, datastore FROM objects WHERE uid = $1")
-        .bind(uid.to_string())
+    let row = sqlx::query("SELECT device, datastore FROM objects WHERE uid = $1 AND kind = $2")
+        .bind(id.to_string())
+        .bind(T::KIND)
         .fetch_optional(connection)
         .await
         .tried(ACTION)?;
     let Some(row) = row else {
         return Ok(Links::default());
     };
-    let uid = |column: &str| -> Result<Option<Uuid>, StoreError> {
-        let text: Option<String> = row.try_get(column).tried(ACTION)?;
-        text.map(|text| parse_uid(ACTION, &text)).transpose()
-    };
+    let text = |column: &str| row.try_get::<Option<String>, _>(column).tried(ACTION);
     Ok(Links {
-        device: uid("device")?,
-        datastore: uid("datastore")?,
+        device: text("device")?
+            .map(|text| parse_id(ACTION, &text))
+            .transpose()?,
+        datastore: text("datastore")?
+            .map(|text| parse_id(ACTION, &text))
+            .transpose()?,
     })
 }
 
-/// Uid of the device that an app is on.
-pub async fn device_of(connection: &mut Connection, app: Uuid) -> Result<Option<Uuid>, StoreError> {
-    Ok(links(connection, app).await?.device)
+/// The device that an app is on.
+pub async fn device_of(
+    connection: &mut Connection,
+    app: AppId,
+) -> Result<Option<DeviceId>, StoreError> {
+    Ok(links::<App>(connection, app).await?.device)
 }
 
-/// Uid of the datastore of an app's image.
+/// The datastore of an app's image.
 pub async fn datastore_of(
     connection: &mut Connection,
-    app: Uuid,
-) -> Result<Option<Uuid>, StoreError> {
-    Ok(links(connection, app).await?.datastore)
+    app: AppId,
+) -> Result<Option<DatastoreId>, StoreError> {
+    Ok(links::<App>(connection, app).await?.datastore)
 }
 
-/// Uids of the devices with apps whose images are in a datastore.
+/// The devices with apps whose images are in a datastore.
 pub async fn devices_of_datastore(
     connection: &mut Connection,
-    datastore: Uuid,
-) -> Result<Vec<Uuid>, StoreError> {
+    datastore: DatastoreId,
+) -> Result<Vec<DeviceId>, StoreError> {
     const ACTION: &str = "listing a datastore's devices";
     let found: Vec<String> = sqlx::query_scalar(
         "SELECT DISTINCT device FROM objects WHERE datastore = $1 AND device IS NOT NULL",
@@ -258,7 +265,7 @@ pub async fn devices_of_datastore(
     .fetch_all(connection)
     .await
     .tried(ACTION)?;
-    found.iter().map(|text| parse_uid(ACTION, text)).collect()
+    found.iter().map(|text| parse_id(ACTION, text)).collect()
 }
 
 /// The store's revision: grows with every write of an object.
@@ -317,10 +324,7 @@ mod tests {
             datastore
         );
         assert_eq!(
-            by_uid::<Datastore>(&mut reader, uid)
-                .await
-                .unwrap()
-                .unwrap(),
+            by_id::<Datastore>(&mut reader, uid).await.unwrap().unwrap(),
             datastore
         );
         assert_eq!(list::<Datastore>(&mut reader).await.unwrap(), [datastore]);
@@ -330,9 +334,9 @@ mod tests {
         );
         drop(reader);
         let mut writer = store.write().await.unwrap();
-        delete(&mut writer, uid).await.unwrap();
+        delete::<Datastore>(&mut writer, uid).await.unwrap();
         assert!(
-            by_uid::<Datastore>(&mut writer, uid)
+            by_id::<Datastore>(&mut writer, uid)
                 .await
                 .unwrap()
                 .is_none()

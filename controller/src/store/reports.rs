@@ -1,7 +1,7 @@
 //! The last message of each sort that a device sent about each thing, as it came.
 
+use protocol::ids::DeviceId;
 use sqlx::Row as _;
-use uuid::Uuid;
 
 use super::{Connection, Statement, StoreError, Tried as _, Use as _};
 
@@ -13,7 +13,7 @@ const MAX_REPORTS: i64 = 4096;
 /// `told` is the device's time in milliseconds. A stored time later than `horizon` counts for nothing: the device's clock was wrong.
 pub async fn put(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     key: (&str, &str),
     told: i64,
     horizon: i64,
@@ -45,7 +45,7 @@ pub async fn put(
 /// One report, if there is one.
 pub async fn get(
     connection: &mut Connection,
-    device: Uuid,
+    device: DeviceId,
     key: (&str, &str),
 ) -> Result<Option<Vec<u8>>, StoreError> {
     const ACTION: &str = "reading a report";
@@ -61,7 +61,7 @@ pub async fn get(
 }
 
 /// A statement about one report: its device, sort and thing are the first values.
-fn about<'q>(device: Uuid, key: (&'q str, &'q str), sql: &'static str) -> Statement<'q> {
+fn about<'q>(device: DeviceId, key: (&'q str, &'q str), sql: &'static str) -> Statement<'q> {
     sqlx::query(sql)
         .bind(device.to_string())
         .bind(key.0)

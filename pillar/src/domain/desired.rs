@@ -9,10 +9,9 @@ use std::net::Ipv4Addr;
 use hypervisor_api::config::DiskFormat;
 use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
+use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use protocol::image::Repository;
 use serde::{Deserialize, Serialize};
-
-use super::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 
 /// Disks of an app that have a name of one letter, `vda` to `vdz`.
 pub const MAX_DISKS: usize = 26;
@@ -27,7 +26,7 @@ pub struct Desired {
     /// Volumes.
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// Network instances.
-    pub networks: BTreeMap<NetworkId, NetworkInstance>,
+    pub networks: BTreeMap<NetworkInstanceId, NetworkInstance>,
     /// Apps.
     pub apps: BTreeMap<AppId, App>,
 }
@@ -213,7 +212,7 @@ pub struct AppInterface {
     /// Name for people.
     pub name: String,
     /// The network that it is plugged into.
-    pub network: NetworkId,
+    pub network: NetworkInstanceId,
     /// A fixed hardware address, if the controller wants one.
     pub mac: Option<MacAddress>,
     /// A fixed address, if the controller wants one.

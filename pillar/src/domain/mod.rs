@@ -1,5 +1,4 @@
-//! The agent's own picture of the device: what is wanted ([`desired`]), what is ([`observed`]), and the ids of both.
+//! The agent's own picture of the device: what is wanted ([`desired`]), and what is ([`observed`]).
 
 pub mod desired;
-pub mod ids;
 pub mod observed;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::ids::{AppId, ContentId, NetworkId, VolumeId};
+use protocol::ids::{AppId, ContentId, NetworkInstanceId, VolumeId};
 
 /// Everything that the reconcilers found and made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,7 +15,7 @@ pub struct Observed {
     /// Volumes.
     pub volumes: BTreeMap<VolumeId, VolumeStatus>,
     /// Network instances.
-    pub networks: BTreeMap<NetworkId, NetworkStatus>,
+    pub networks: BTreeMap<NetworkInstanceId, NetworkStatus>,
     /// Apps.
     pub apps: BTreeMap<AppId, AppStatus>,
 }

@@ -9,10 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use uuid::Uuid;
+use protocol::ids::AppId;
 
 use super::program::{Program, ProgramError};
-use crate::domain::ids::AppId;
 
 /// Begin of the names of the apps' units.
 pub const APP_UNITS: &str = "skerry-app-";
@@ -30,7 +29,7 @@ pub fn app_unit(app: AppId) -> String {
 #[must_use]
 pub fn app_of(unit: &str) -> Option<AppId> {
     let id = unit.strip_prefix(APP_UNITS)?.strip_suffix(".service")?;
-    Uuid::try_parse(id).ok().map(AppId)
+    id.parse().ok()
 }
 
 /// The unit that serves a bridge.

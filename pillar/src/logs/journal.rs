@@ -3,12 +3,12 @@
 //! A field is a string, or `null` if it is too large, or an array of numbers if its bytes are not UTF-8, or an array of
 //! these if the entry has the field more than once.
 
+use protocol::ids::AppId;
 use protocol::logs::{LogEntry, LogTime};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 
-use crate::domain::ids::AppId;
 use crate::host::units::app_of;
 
 /// The fields that are asked for; `__CURSOR` and the timestamps always come.
@@ -214,7 +214,7 @@ mod tests {
             r#","_SYSTEMD_UNIT":"skerry-app-{APP}.service","_TRANSPORT":"stdout","MESSAGE":"hello""#
         );
         let entry = parse(line(&unit).as_bytes()).unwrap();
-        assert_eq!(entry.owner, Owner::App(AppId(APP.parse().unwrap())));
+        assert_eq!(entry.owner, Owner::App(APP.parse().unwrap()));
         assert_eq!(
             (entry.log.source.as_str(), entry.log.content.as_str()),
             ("stdout", "hello")

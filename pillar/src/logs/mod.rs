@@ -33,7 +33,6 @@ use self::journal::Owner;
 use self::window::Window;
 use crate::backoff::Backoff;
 use crate::context::Context;
-use crate::domain::ids::AppId as DomainAppId;
 use crate::durable;
 use crate::paths::Paths;
 use crate::status::Topic;
@@ -217,7 +216,7 @@ impl Shipper {
     async fn send(&self, owner: Owner, bytes: Vec<u8>) {
         let path = match owner {
             Owner::Device => paths::newlogs(self.device),
-            Owner::App(app) => paths::app_newlogs(self.device, AppId(app.0)),
+            Owner::App(app) => paths::app_newlogs(self.device, app),
         };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut contact = self.ctx.contact.subscribe();
@@ -271,7 +270,7 @@ impl Shipper {
         }
     }
 
-    fn app_name(&self, app: DomainAppId) -> String {
+    fn app_name(&self, app: AppId) -> String {
         let config = self.ctx.config.borrow();
         config
             .desired

@@ -15,11 +15,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::ids::AppId;
 use tokio::sync::{Notify, watch};
 
 use super::ledger::{Found, Ledger, LedgerFile};
 use crate::domain::desired::Desired;
-use crate::domain::ids::AppId;
 use crate::durable;
 use crate::host::program::ProgramError;
 use crate::host::units::{self, APP_UNITS, UnitState, Units};

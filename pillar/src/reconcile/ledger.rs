@@ -20,10 +20,10 @@ use std::path::PathBuf;
 
 use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
+use protocol::ids::{AppId, NetworkInstanceId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::desired::{Desired, NetworkInstance};
-use crate::domain::ids::{AppId, NetworkId, VolumeId};
 use crate::durable;
 use crate::paths::Paths;
 
@@ -119,8 +119,8 @@ pub struct Port {
 pub struct Ledger {
     apps: BTreeMap<AppId, AppNumber>,
     next_app: u32,
-    networks: BTreeMap<NetworkId, NetworkNumber>,
-    leases: BTreeMap<NetworkId, Vec<(Port, Ipv4Addr)>>,
+    networks: BTreeMap<NetworkInstanceId, NetworkNumber>,
+    leases: BTreeMap<NetworkInstanceId, Vec<(Port, Ipv4Addr)>>,
     purges: BTreeMap<AppId, u32>,
     epochs: BTreeMap<VolumeId, i64>,
 }
@@ -134,13 +134,13 @@ impl Ledger {
 
     /// The number of a network.
     #[must_use]
-    pub fn network(&self, network: NetworkId) -> Option<NetworkNumber> {
+    pub fn network(&self, network: NetworkInstanceId) -> Option<NetworkNumber> {
         self.networks.get(&network).copied()
     }
 
     /// The address of an app's interface on a network.
     #[must_use]
-    pub fn lease(&self, network: NetworkId, port: Port) -> Option<Ipv4Addr> {
+    pub fn lease(&self, network: NetworkInstanceId, port: Port) -> Option<Ipv4Addr> {
         let leases = self.leases.get(&network)?;
         leases
             .iter()
@@ -221,7 +221,7 @@ impl Ledger {
 /// Gives each interface on a network an address: the one that the controller fixed, the one that it had, or a free one,
 /// searched from a place that its ids determine.
 fn lease(
-    id: NetworkId,
+    id: NetworkInstanceId,
     network: &NetworkInstance,
     desired: &Desired,
     before: &[(Port, Ipv4Addr)],
@@ -306,7 +306,7 @@ pub fn mac(port: Port) -> MacAddress {
 /// The hardware address of a network's bridge; without one of its own a bridge takes that of its lowest port, and changes
 /// it with the ports.
 #[must_use]
-pub fn bridge_mac(network: NetworkId) -> MacAddress {
+pub fn bridge_mac(network: NetworkInstanceId) -> MacAddress {
     let digest = Digest::of(format!("bridge/{network}").as_bytes());
     let [a, b, c, d, e, ..] = *digest.bytes();
     MacAddress([0x02, a, b, c, d, e])
@@ -439,7 +439,7 @@ mod tests {
             }],
             interfaces: vec![AppInterface {
                 name: "eth0".into(),
-                network: NetworkId(Uuid::from_u128(network)),
+                network: NetworkInstanceId(Uuid::from_u128(network)),
                 mac: None,
                 address,
                 port_maps: vec![],
@@ -454,7 +454,7 @@ mod tests {
     fn desired(apps: &[u128], last: Ipv4Addr) -> Desired {
         let mut desired = Desired::default();
         desired.networks.insert(
-            NetworkId(Uuid::from_u128(1)),
+            NetworkInstanceId(Uuid::from_u128(1)),
             NetworkInstance {
                 name: "n".into(),
                 gateway: Ipv4Addr::new(10, 1, 0, 1),
@@ -471,7 +471,7 @@ mod tests {
         desired
     }
 
-    const NETWORK: NetworkId = NetworkId(Uuid::from_u128(1));
+    const NETWORK: NetworkInstanceId = NetworkInstanceId(Uuid::from_u128(1));
 
     fn port(app: u128) -> Port {
         Port {
@@ -541,7 +541,7 @@ mod tests {
             volume,
             crate::domain::desired::Volume {
                 name: "v".into(),
-                content: crate::domain::ids::ContentId(Uuid::nil()),
+                content: protocol::ids::ContentId(Uuid::nil()),
                 generation: 3,
                 size_bytes: 0,
                 readonly: false,

@@ -25,12 +25,12 @@ use protocol::eve::info::{
     ZInfoMsg, ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, ZNetworkInstanceState,
     ZSwState, ZmetIpAssignmentEntry,
 };
+use protocol::ids::{AppId, ContentId, NetworkInstanceId, VolumeId};
 
 use super::procfs::{self, Memory};
 use crate::config::InForce;
 use crate::config::translate::{Fault, Object};
 use crate::context::Attestation;
-use crate::domain::ids::{AppId, ContentId, NetworkId, VolumeId};
 use crate::domain::observed::{
     AppPhase, AppStatus, ContentPhase, ContentStatus, NetworkStatus, Observed, Trouble,
     VolumeStatus,
@@ -47,7 +47,7 @@ pub enum Key {
     /// The device.
     Device,
     /// A network instance.
-    Network(NetworkId),
+    Network(NetworkInstanceId),
     /// A content tree.
     Content(ContentId),
     /// A volume.
@@ -418,7 +418,7 @@ impl Snapshot {
         }
     }
 
-    fn network(&self, id: NetworkId, status: &NetworkStatus) -> ZInfoNetworkInstance {
+    fn network(&self, id: NetworkInstanceId, status: &NetworkStatus) -> ZInfoNetworkInstance {
         let wanted = self.config.desired.networks.get(&id);
         let state = match (&status.trouble, status.up) {
             (_, true) => ZNetworkInstanceState::ZnetinstStateOnline,
@@ -525,7 +525,7 @@ fn content_fault(id: ContentId, fault: &Fault) -> ZInfoContentTree {
     }
 }
 
-fn network_fault(id: NetworkId, fault: &Fault) -> ZInfoNetworkInstance {
+fn network_fault(id: NetworkInstanceId, fault: &Fault) -> ZInfoNetworkInstance {
     ZInfoNetworkInstance {
         network_id: id.to_string(),
         displayname: fault.name.clone(),

@@ -16,13 +16,12 @@ use protocol::eve::metrics::{
     DiskMetric, MemoryMetric, MetricItem, MetricItemType, NetworkMetric, ZMetricMsg,
     ZMetricProcess, ZMetricVolume,
 };
-use protocol::ids::DeviceId;
+use protocol::ids::{AppId, DeviceId, VolumeId};
 
 use super::info::timestamp;
 use super::procfs::{self, LinkCounters, Memory, Process};
 use crate::context::Context;
 use crate::domain::desired::{App, Runtime};
-use crate::domain::ids::{AppId, VolumeId};
 use crate::domain::observed::{AppPhase, AppStatus, Observed};
 use crate::peer;
 

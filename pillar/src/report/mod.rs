@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use protocol::eve::info::ZInfoMsg;
+use protocol::ids::AppId;
 use protocol::paths;
 use tokio::time::Instant;
 
@@ -29,7 +30,6 @@ use self::info::{Hardware, Key, Snapshot};
 use self::queue::Queue;
 use crate::backoff::fraction;
 use crate::context::Context;
-use crate::domain::ids::AppId;
 
 /// Changes come in bursts; one message tells all of a burst.
 const SETTLE: Duration = Duration::from_millis(300);

@@ -158,7 +158,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(Key::Device, message("one"), now);
         queue.put(
-            Key::App(crate::domain::ids::AppId(uuid::Uuid::nil())),
+            Key::App(protocol::ids::AppId(uuid::Uuid::nil())),
             message("two"),
             now,
         );

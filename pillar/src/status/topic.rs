@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::domain::ids::AppId;
+use protocol::ids::AppId;
 
 /// What a trouble of the device as a whole is about. Its text is a contract with controllers: `skerry.trouble.TOPIC`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pillar::domain::ids::AppId;
 use pillar::domain::observed::{AppPhase, AppStatus, Observed};
 use protocol::eve::info::z_info_msg::InfoContent;
 use protocol::eve::info::{ZInfoApp, ZSwState};
 use protocol::eve::metrics::metric_item::MetricItemValue;
 use protocol::eve::metrics::z_metric_msg::MetricContent;
+use protocol::ids::AppId;
 use protocol::logs::Origin;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;

@@ -16,11 +16,11 @@ use pillar::domain::desired::{
     App, AppInterface, Content, ContentKind, Datastore, Desired, NetworkInstance, Runtime, Volume,
     VolumeMount,
 };
-use pillar::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 use pillar::domain::observed::Observed;
 use pillar::host::program::ProgramError;
 use pillar::host::units::{UnitSpec, UnitState, Units};
 use protocol::digest::Digest;
+use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -112,7 +112,7 @@ pub fn machine_image(layers: &[(&str, &[u8])]) -> Image {
     }
 }
 
-pub const NETWORK: NetworkId = NetworkId(Uuid::from_u128(0x100));
+pub const NETWORK: NetworkInstanceId = NetworkInstanceId(Uuid::from_u128(0x100));
 pub const DATASTORE: DatastoreId = DatastoreId(Uuid::from_u128(0x200));
 
 pub fn app_id(n: u128) -> AppId {

@@ -10,12 +10,12 @@ use hypervisor_api::config::{
 };
 use hypervisor_api::mac::MacAddress;
 use protocol::eve::config::{Ace, AppInstanceConfig, NetworkAdapter, VmMode, VolumeRef};
+use protocol::ids::{NetworkInstanceId, VolumeId};
 
-use super::{Object, ObjectError, Work, uuid};
+use super::{Object, ObjectError, Work, id};
 use crate::domain::desired::{
     App, AppInterface, ContentKind, MAX_DISKS, PortMap, Protocol, Runtime, VolumeMount,
 };
-use crate::domain::ids::{NetworkId, VolumeId};
 
 /// Device ports given away so far, with the app that has them.
 #[derive(Default)]
@@ -142,7 +142,7 @@ fn fits(app: &App) -> Result<(), ObjectError> {
 }
 
 fn mount(work: &Work<'_>, reference: &VolumeRef) -> Result<VolumeMount, ObjectError> {
-    let volume = VolumeId(uuid(&reference.uuid).map_err(ObjectError::within("a volume of it"))?);
+    let volume: VolumeId = id(&reference.uuid).map_err(ObjectError::within("a volume of it"))?;
     let Some(found) = work.out.desired.volumes.get(&volume) else {
         return Err(work.why_missing("volume", Object::Volume(volume), volume.0));
     };
@@ -171,10 +171,8 @@ fn root_kind(work: &Work<'_>, volumes: &[VolumeMount]) -> Result<ContentKind, Ob
 fn interface(work: &Work<'_>, adapter: &NetworkAdapter) -> Result<AppInterface, ObjectError> {
     let name = &adapter.name;
     let here = |error| ObjectError::within(format!("interface {name}"))(error);
-    let network = NetworkId(
-        uuid(&adapter.network_id)
-            .map_err(ObjectError::within(format!("network of interface {name}")))?,
-    );
+    let network: NetworkInstanceId = id(&adapter.network_id)
+        .map_err(ObjectError::within(format!("network of interface {name}")))?;
     if !work.out.desired.networks.contains_key(&network) {
         return Err(work.why_missing("network instance", Object::Network(network), network.0));
     }

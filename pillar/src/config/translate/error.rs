@@ -7,12 +7,12 @@ use hypervisor_api::config::{
 };
 use protocol::cipher::CipherError;
 use protocol::digest::DigestError;
+use protocol::ids::{IdError, VolumeId};
 use protocol::image::RepositoryError;
 use thiserror::Error;
 use uuid::Uuid;
 
 use crate::domain::desired::MAX_DISKS;
-use crate::domain::ids::VolumeId;
 
 /// A block of secrets that could not be opened.
 #[derive(Debug, Error)]
@@ -43,8 +43,8 @@ pub enum ObjectError {
         source: Box<ObjectError>,
     },
     /// An id is none.
-    #[error("{0:?} is not a UUID")]
-    Uuid(String),
+    #[error(transparent)]
+    Id(#[from] IdError),
     /// An id was there before.
     #[error("two objects of the config have this id")]
     Twice,

@@ -18,13 +18,14 @@ mod network;
 mod storage;
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use protocol::eve::common::{CipherBlock, CipherContext, EncryptionBlock};
 use protocol::eve::config::{EdgeDevConfig, UuiDandVersion};
+use protocol::ids::{AppId, ContentId, DatastoreId, IdError, NetworkInstanceId, VolumeId};
 use uuid::Uuid;
 
 use crate::domain::desired::Desired;
-use crate::domain::ids::{AppId, ContentId, DatastoreId, NetworkId, VolumeId};
 
 pub use error::{ObjectError, SecretError};
 
@@ -71,7 +72,7 @@ pub enum Object {
     /// A volume.
     Volume(VolumeId),
     /// A network instance.
-    Network(NetworkId),
+    Network(NetworkInstanceId),
     /// An app.
     App(AppId),
     /// Something whose id cannot even be read.
@@ -87,7 +88,7 @@ pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
         out: Translated::default(),
     };
     for datastore in &config.datastores {
-        let id = uuid(&datastore.id).map(DatastoreId);
+        let id = id(&datastore.id);
         work.take(
             id,
             &datastore.fqdn,
@@ -97,7 +98,7 @@ pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
         );
     }
     for content in &config.content_info {
-        let id = uuid(&content.uuid).map(ContentId);
+        let id = id(&content.uuid);
         let name = &content.display_name;
         work.take(
             id,
@@ -108,7 +109,7 @@ pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
         );
     }
     for volume in &config.volumes {
-        let id = uuid(&volume.uuid).map(VolumeId);
+        let id = id(&volume.uuid);
         work.take(
             id,
             &volume.display_name,
@@ -123,7 +124,7 @@ pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
         .iter()
         .filter(|network| network.activate)
     {
-        let id = versioned(network.uuidandversion.as_ref()).map(NetworkId);
+        let id = versioned(network.uuidandversion.as_ref());
         work.take(
             id,
             &network.displayname,
@@ -134,7 +135,7 @@ pub fn translate(config: &EdgeDevConfig, secrets: &dyn Secrets) -> Translated {
     }
     let mut ports = app::Ports::default();
     for instance in &config.apps {
-        let id = versioned(instance.uuidandversion.as_ref()).map(AppId);
+        let id = versioned(instance.uuidandversion.as_ref());
         work.take(
             id,
             &instance.displayname,
@@ -208,12 +209,12 @@ impl Work<'_> {
     }
 }
 
-fn uuid(text: &str) -> Result<Uuid, ObjectError> {
-    Uuid::try_parse(text).map_err(|_| ObjectError::Uuid(text.chars().take(64).collect()))
+fn id<I: FromStr<Err = IdError>>(text: &str) -> Result<I, ObjectError> {
+    Ok(text.parse()?)
 }
 
-fn versioned(id: Option<&UuiDandVersion>) -> Result<Uuid, ObjectError> {
-    uuid(id.map_or("", |id| &id.uuid))
+fn versioned<I: FromStr<Err = IdError>>(of: Option<&UuiDandVersion>) -> Result<I, ObjectError> {
+    id(of.map_or("", |of| &of.uuid))
 }
 
 #[cfg(test)]

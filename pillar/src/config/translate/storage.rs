@@ -4,11 +4,11 @@ use protocol::digest::Digest;
 use protocol::eve::config::{
     ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType,
 };
+use protocol::ids::{ContentId, DatastoreId};
 use protocol::image::Repository;
 
-use super::{Object, ObjectError, Work, uuid};
+use super::{Object, ObjectError, Work, id};
 use crate::domain::desired::{Content, ContentKind, Datastore, Login, Volume as DesiredVolume};
-use crate::domain::ids::{ContentId, DatastoreId};
 
 pub(super) fn datastore(
     work: &Work<'_>,
@@ -62,7 +62,7 @@ pub(super) fn content(work: &Work<'_>, config: &ContentTree) -> Result<Content, 
         }
     };
     let store = config.ds_ids_list.first().unwrap_or(&config.ds_id);
-    let datastore = DatastoreId(uuid(store).map_err(ObjectError::within("its datastore"))?);
+    let datastore: DatastoreId = id(store).map_err(ObjectError::within("its datastore"))?;
     if !work.out.desired.datastores.contains_key(&datastore) {
         return Err(work.why_missing("datastore", Object::Datastore(datastore), datastore.0));
     }
@@ -112,9 +112,8 @@ pub(super) fn volume(work: &Work<'_>, config: &Volume) -> Result<DesiredVolume, 
     if origin.r#type() != VolumeContentOriginType::VcotDownload {
         return Err(ObjectError::Origin(origin.r#type().as_str_name()));
     }
-    let content = uuid(&origin.download_content_tree_id)
-        .map(ContentId)
-        .map_err(ObjectError::within("its content tree"))?;
+    let content: ContentId =
+        id(&origin.download_content_tree_id).map_err(ObjectError::within("its content tree"))?;
     if !work.out.desired.contents.contains_key(&content) {
         return Err(work.why_missing("content tree", Object::Content(content), content.0));
     }

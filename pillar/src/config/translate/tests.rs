@@ -155,7 +155,7 @@ fn a_container_with_everything_around_it() {
         (volume.content, volume.size_bytes),
         (ContentId(id(CONTENT)), 1 << 20)
     );
-    let network = &desired.networks[&NetworkId(id(NETWORK))];
+    let network = &desired.networks[&NetworkInstanceId(id(NETWORK))];
     assert_eq!(network.gateway.to_string(), "10.1.0.1");
     assert_eq!(
         (network.range.0.to_string(), network.range.1.to_string()),
@@ -403,7 +403,7 @@ fn networks() {
         let out = translate(&config, &Table);
         match expected {
             Ok((gateway, first, last)) => {
-                let network = &out.desired.networks[&NetworkId(id(NETWORK))];
+                let network = &out.desired.networks[&NetworkInstanceId(id(NETWORK))];
                 let seen =
                     [network.gateway, network.range.0, network.range.1].map(|a| a.to_string());
                 assert_eq!(seen, [gateway, first, last], "{subnet}");

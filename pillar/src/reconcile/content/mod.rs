@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use protocol::ids::ContentId;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -32,7 +33,6 @@ use self::image::{ContentError, Image};
 use self::store::{Progress, Store};
 use super::delay::DOWNLOAD;
 use crate::domain::desired::{Content, Datastore, Desired};
-use crate::domain::ids::ContentId;
 use crate::domain::observed::{ContentPhase, ContentStatus, Trouble};
 
 /// Content trees that are worked on at a time.
@@ -275,13 +275,13 @@ pub(super) async fn sleep_until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use protocol::ids::DatastoreId;
     use uuid::Uuid;
 
     use protocol::digest::Digest;
 
     use super::*;
     use crate::domain::desired::ContentKind;
-    use crate::domain::ids::DatastoreId;
 
     #[tokio::test]
     async fn a_job_that_panics_is_told_and_tried_again_and_one_that_nobody_wants_is_nothing() {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use protocol::ids::NetworkInstanceId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -20,7 +21,6 @@ use self::links::{LinkError, Links};
 use self::plan::{Wanted, WantedNetwork};
 use super::allocation::Allocated;
 use super::delay::LOCAL;
-use crate::domain::ids::NetworkId;
 use crate::domain::observed::{NetworkStatus, Trouble};
 use crate::host::files::{self, FileError};
 use crate::host::program::{Program, ProgramError};
@@ -38,7 +38,7 @@ const RESOLVERS: [&str; 3] = [
 ];
 
 /// All networks.
-pub type Networks = BTreeMap<NetworkId, NetworkStatus>;
+pub type Networks = BTreeMap<NetworkInstanceId, NetworkStatus>;
 
 /// Something about a network that failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ pub async fn run(
     let mut failures = 0;
     loop {
         let wanted = plan::wanted(&allocated.borrow_and_update());
-        let names: BTreeMap<NetworkId, String> = allocated
+        let names: BTreeMap<NetworkInstanceId, String> = allocated
             .borrow()
             .desired
             .networks
@@ -156,7 +156,7 @@ struct Executor {
 }
 
 impl Executor {
-    async fn apply(&mut self, wanted: &Wanted) -> BTreeMap<NetworkId, NetworkError> {
+    async fn apply(&mut self, wanted: &Wanted) -> BTreeMap<NetworkInstanceId, NetworkError> {
         let mut errors = BTreeMap::new();
         // The rules come first: no packet passes a bridge that has no rules.
         if let Err(error) = self.load_rules(wanted).await {
@@ -317,9 +317,9 @@ impl Executor {
 }
 
 /// The host failed, and every network with it.
-fn all_fail(wanted: &Wanted, error: NetworkError) -> BTreeMap<NetworkId, NetworkError> {
+fn all_fail(wanted: &Wanted, error: NetworkError) -> BTreeMap<NetworkInstanceId, NetworkError> {
     let error = Arc::new(error);
-    let one = |id: &NetworkId| (*id, NetworkError::Host(error.clone()));
+    let one = |id: &NetworkInstanceId| (*id, NetworkError::Host(error.clone()));
     wanted.networks.keys().map(one).collect()
 }
 
@@ -364,7 +364,7 @@ mod tests {
         let mut desired = Desired::default();
         for n in 1..=2 {
             desired.networks.insert(
-                NetworkId(uuid::Uuid::from_u128(n.into())),
+                NetworkInstanceId(uuid::Uuid::from_u128(n.into())),
                 NetworkInstance {
                     name: "n".into(),
                     gateway: [10, n, 0, 1].into(),

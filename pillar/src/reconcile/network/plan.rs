@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hypervisor_api::mac::MacAddress;
+use protocol::ids::{AppId, NetworkInstanceId};
 
 use super::dnsmasq::{Host, Service};
 use super::nft::{FilteredMap, FilteredNetwork};
 use crate::domain::desired::Runtime;
-use crate::domain::ids::{AppId, NetworkId};
 use crate::reconcile::allocation::Allocated;
 use crate::reconcile::ledger::{Port, bridge_mac, mac};
 
@@ -40,7 +40,7 @@ pub struct WantedNetwork {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// By network instance.
-    pub networks: BTreeMap<NetworkId, WantedNetwork>,
+    pub networks: BTreeMap<NetworkInstanceId, WantedNetwork>,
     /// Port maps in force.
     pub maps: Vec<FilteredMap>,
     /// Links that stay although no network wants them: those of native containers, which come and go with them.
@@ -402,7 +402,7 @@ mod tests {
     #[test]
     fn only_our_own_surplus_is_taken_away() {
         let wanted = Wanted {
-            networks: BTreeMap::from([(NetworkId(uuid::Uuid::nil()), network())]),
+            networks: BTreeMap::from([(NetworkInstanceId(uuid::Uuid::nil()), network())]),
             leave: BTreeSet::from(["tap7-0".to_owned()]),
             ..Wanted::default()
         };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hypervisor_api::config::DiskFormat;
+use protocol::ids::VolumeId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,7 +20,6 @@ use self::plan::{FileName, Step};
 use super::allocation::Allocated;
 use super::content::{Contents, sleep_until};
 use super::delay::LOCAL;
-use crate::domain::ids::VolumeId;
 use crate::domain::observed::{Trouble, VolumeStatus};
 use crate::host::files::{self, FileError, fail};
 use crate::paths::Paths;

@@ -7,10 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use hypervisor_api::config::DiskFormat;
-use uuid::Uuid;
+use protocol::ids::VolumeId;
 
 use crate::domain::desired::{ContentKind, Volume};
-use crate::domain::ids::VolumeId;
 use crate::reconcile::content::image::Image;
 
 /// Size of the writable layer of a container that asks for none: 1 GiB, of which only what is written takes room.
@@ -47,7 +46,7 @@ impl FileName {
         let (volume, rest) = text.split_once('#')?;
         let (generation, format) = rest.split_once('.')?;
         Some(Self {
-            volume: VolumeId(volume.parse::<Uuid>().ok()?),
+            volume: volume.parse().ok()?,
             generation: generation.parse().ok()?,
             format: match format {
                 "raw" => DiskFormat::Raw,
@@ -149,8 +148,10 @@ pub fn surplus<'a>(listing: &'a [String], wanted: &[FileName]) -> Vec<&'a Path> 
 
 #[cfg(test)]
 mod tests {
+    use protocol::ids::ContentId;
+    use uuid::Uuid;
+
     use super::*;
-    use crate::domain::ids::ContentId;
 
     const ID: VolumeId = VolumeId(Uuid::from_u128(1));
 

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use protocol::ids::AppId;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -30,7 +31,6 @@ use super::content::Contents;
 use super::ledger::Port;
 use super::network::Networks;
 use super::volume::Volumes;
-use crate::domain::ids::AppId;
 use crate::host::units::{APP_UNITS, app_of};
 
 /// What the workload reconciler follows.

@@ -19,12 +19,12 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use guest_api::ContainerSpec;
+use protocol::ids::AppId;
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::bundle::{self, IDS, Places};
 use super::namespaces::{self, NamespaceError};
 use super::start::{Start, StartKind, StartNet};
-use crate::domain::ids::AppId;
 use crate::host::files::{self, FileError, fail};
 use crate::host::program::{Program, ProgramError};
 use crate::host::units::UnitSpec;

@@ -9,11 +9,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use protocol::ids::AppId;
 use serde::{Deserialize, Serialize};
 
 use super::start::{Start, StartKind};
 use super::vm::{self, VmFiles};
-use crate::domain::ids::AppId;
 use crate::durable;
 use crate::host::files;
 use crate::paths::Paths;

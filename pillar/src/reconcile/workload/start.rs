@@ -10,6 +10,7 @@ use guest_api::{ContainerSpec, Interface};
 use hypervisor_api::config::DiskFormat;
 use hypervisor_api::mac::MacAddress;
 use protocol::digest::Digest;
+use protocol::ids::AppId;
 use serde::Serialize;
 
 use super::super::allocation::Allocated;
@@ -22,7 +23,6 @@ use super::super::network::Networks;
 use super::super::volume::Volumes;
 use super::life::{GRACE, KILL_GRACE};
 use crate::domain::desired::{App, Runtime};
-use crate::domain::ids::AppId;
 use crate::domain::observed::Trouble;
 
 /// Search path of a process whose image names none.

@@ -442,11 +442,11 @@ pub fn unit(name: String, start: &Start, paths: &Paths, app_dir: &Path) -> UnitS
 #[cfg(test)]
 mod tests {
     use guest_api::ContainerSpec;
+    use protocol::ids::{AppId, VolumeId};
     use uuid::Uuid;
 
     use super::*;
     use crate::domain::desired::{App, Runtime, VolumeMount as Mount};
-    use crate::domain::ids::{AppId, VolumeId};
     use crate::reconcile::ledger::Ledger;
     use crate::reconcile::workload::start::StartNet;
 

@@ -1,18 +1,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use protocol::ids::DatastoreId;
+use uuid::Uuid;
+
 use super::*;
 use crate::domain::desired::{
     App, AppInterface, Content, ContentKind, Desired, Runtime, Volume, VolumeMount,
 };
-use crate::domain::ids::DatastoreId;
 use crate::status::Topic;
-use uuid::Uuid;
 
 const APP: AppId = AppId(Uuid::from_u128(1));
 const VOLUME: VolumeId = VolumeId(Uuid::from_u128(2));
 const CONTENT: ContentId = ContentId(Uuid::from_u128(3));
-const NETWORK: NetworkId = NetworkId(Uuid::from_u128(4));
+const NETWORK: NetworkInstanceId = NetworkInstanceId(Uuid::from_u128(4));
 
 fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use guest_api::FromGuest;
+use protocol::ids::AppId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,7 +23,6 @@ use super::record::{Book, Manner, Record, Waits, after_boot};
 use super::start::{Start, StartKind};
 use super::status::{self, Since};
 use super::vm::{self, VmFiles};
-use crate::domain::ids::AppId;
 use crate::domain::observed::{AppPhase, AppStatus, Trouble};
 use crate::host::files::FileError;
 use crate::host::program::ProgramError;
