@@ -5,6 +5,7 @@
 //! | device | [`tpm`] | commands to a TPM 2.0 through the kernel's resource manager |
 //! | device | [`keys`] | the device's keys and certificates, made once and found again |
 //! | device | [`smbios`] | what the maker wrote into the machine |
+//! | both | [`enrol`] | zero-touch enrolment in two flights: owner checked, TPM proven, grant sealed to it |
 //! | both | [`registration`] | EVE's registration with the image's onboarding key |
 //! | device | [`attest::device`] | requests of the attest exchange, reading of its answers |
 //! | verifier | [`attest::verifier`] | reading of those requests, answers to them |
@@ -15,6 +16,7 @@
 //! asynchronous callers put it into `spawn_blocking`. Nothing here speaks HTTP or reads a clock.
 
 pub mod attest;
+pub mod enrol;
 pub mod eventlog;
 pub mod keys;
 pub mod quote;

@@ -30,6 +30,32 @@ pub enum Check {
     EventLog,
     /// Its replay gives the quoted values.
     EventLogReplay,
+    /// Enrolment: the Hello is the one that the challenge was made for.
+    Hello,
+    /// Enrolment: this controller made the challenge, and it is in time.
+    Challenge,
+    /// Enrolment: the challenge's nonce was not used, or by this very evidence.
+    NonceUnused,
+    /// Enrolment: the endorsement key is made after one of the TCG's templates.
+    EndorsementKey,
+    /// Enrolment: its certificate is for it and leads to a maker that the owner trusts.
+    EndorsementCertificate,
+    /// Enrolment: the attestation key is restricted, made in and fixed to the TPM, for signing.
+    AttestationKeyForm,
+    /// Enrolment: endorsement key and attestation key are in one TPM, which has opened the challenge's secret.
+    Credential,
+    /// Enrolment: the device key is certified by the attestation key over this session, and in use.
+    DeviceKey,
+    /// Enrolment: likewise the agreement key.
+    AgreementKey,
+    /// Enrolment: the quote is over this session.
+    Transcript,
+    /// Enrolment: no other device has this endorsement key.
+    EndorsementUnique,
+    /// Enrolment: the serial number is that of the manifest's line.
+    Serial,
+    /// The TPM's reset count and clock have not gone back since the last boot that was seen.
+    ResetCount,
 }
 
 impl Check {
@@ -47,6 +73,21 @@ impl Check {
             Self::PcrDigest => "the PCR values are those that the TPM signed",
             Self::EventLog => "the firmware's event log is readable",
             Self::EventLogReplay => "the event log explains the PCR values",
+            Self::Hello => "the device's first message is the one that was challenged",
+            Self::Challenge => "the challenge is this controller's, and in time",
+            Self::NonceUnused => "the challenge was not answered before",
+            Self::EndorsementKey => "the TPM's endorsement key has a form that the TCG lays down",
+            Self::EndorsementCertificate => {
+                "the TPM's maker has certified the endorsement key, and the owner trusts that maker"
+            }
+            Self::AttestationKeyForm => "the attestation key signs only what the TPM itself says",
+            Self::Credential => "endorsement key and attestation key are in one TPM",
+            Self::DeviceKey => "the device key is in the same TPM, and never leaves it",
+            Self::AgreementKey => "the agreement key is in the same TPM, and never leaves it",
+            Self::Transcript => "the quote was made for this enrolment",
+            Self::EndorsementUnique => "no other device has this TPM",
+            Self::Serial => "the serial number is the one in the manifest",
+            Self::ResetCount => "the TPM's counters have not gone back",
         }
     }
 }
