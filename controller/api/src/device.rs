@@ -70,8 +70,6 @@ pub struct DeviceStatus {
     pub machine_words: String,
     /// Machines that claimed to be this one.
     pub alarms: Vec<Alarm>,
-    /// What is different from its last good boot, event by event; empty if nothing is.
-    pub boot_differences: Vec<String>,
     /// Aspects with reasons: `Online`, `Attested`, `ConfigApplied`, `Unique`.
     pub conditions: Vec<Condition>,
 }
@@ -95,6 +93,8 @@ pub enum DevicePhase {
     Online,
     /// It is in use, but was not heard from lately.
     Offline,
+    /// An operator has turned it away.
+    Revoked,
 }
 
 impl fmt::Display for DevicePhase {
@@ -139,6 +139,9 @@ pub struct Attestation {
     pub time: Option<Timestamp>,
     /// Each check with its result.
     pub verdicts: Vec<Verdict>,
+    /// What is different from the last boot before it that was good, event by event.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
 }
 
 /// What follows from all verdicts over a device's last quote.

@@ -334,37 +334,16 @@ pub struct WaitingDecided {
 }
 
 object! {
-    /// A key whose signatures count: those under manifests, or those under boot references.
+    /// A key whose signatures under manifests count.
     TrustedKey, "trustedkeys", protocol::ids::TrustedKeyId, TrustedKeySpec, TrustedKeyStatus, validate_key
 }
 
-/// Which key, for what.
+/// Which key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrustedKeySpec {
-    /// What it signs.
-    pub purpose: KeyPurpose,
     /// P-256 public key, PEM (`openssl pkey -pubout`).
     pub public_key: String,
-}
-
-/// What a trusted key signs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum KeyPurpose {
-    /// Manifests.
-    Manifest,
-    /// Boot references: who builds images.
-    Reference,
-}
-
-impl fmt::Display for KeyPurpose {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Manifest => "manifest",
-            Self::Reference => "reference",
-        })
-    }
 }
 
 /// What the controller knows of a trusted key.

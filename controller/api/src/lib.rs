@@ -40,13 +40,12 @@ pub use device::{
     Verdict, VerdictOutcome,
 };
 pub use enrolment::{
-    EnrolmentRule, EnrolmentRuleSpec, EnrolmentRuleStatus, KeyPurpose, MAX_MANIFEST_TEXT,
-    MachineFacts, MachineMatch, Manifest, ManifestFormat, ManifestSpec, ManifestStatus, RuleEffect,
-    TrustedKey, TrustedKeySpec, TrustedKeyStatus, WaitingDecided, WaitingDecision,
-    WaitingDecisionRequest, WaitingMachine, WaitingMachineSpec, WaitingMachineStatus, WaitingVerb,
-    fits,
+    EnrolmentRule, EnrolmentRuleSpec, EnrolmentRuleStatus, MAX_MANIFEST_TEXT, MachineFacts,
+    MachineMatch, Manifest, ManifestFormat, ManifestSpec, ManifestStatus, RuleEffect, TrustedKey,
+    TrustedKeySpec, TrustedKeyStatus, WaitingDecided, WaitingDecision, WaitingDecisionRequest,
+    WaitingMachine, WaitingMachineSpec, WaitingMachineStatus, WaitingVerb, fits,
 };
-pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label};
+pub use meta::{Condition, ConditionStatus, ListMeta, ObjectMeta, is_dns_label, is_label};
 pub use object::{Invalid, List, Object, WatchEvent, WatchEventType};
 pub use problem::{FieldError, Problem};
 pub use protocol::image::{ImageReference, MAX_MANIFEST};
@@ -54,10 +53,10 @@ pub use session::{
     EnrolmentWay, ImageBundle, ImageEnrolment, ImageOwner, LogEntry, TokenRequest, TokenResponse,
 };
 pub use trust::{
-    AcceptFirmwareRequest, AcceptedFirmware, AttestationPolicy, AttestationPolicySpec,
-    AttestationPolicyStatus, Boot, BootOccasion, BootReference, BootReferenceSpec,
-    BootReferenceStatus, BootSpec, BootStatus, ModelMatch, OnFailure, TpmMaker, TpmMakerSpec,
-    TpmMakerStatus,
+    AcceptFirmwareRequest, AcceptedFirmware, AcceptedReferences, AttestationPolicy,
+    AttestationPolicySpec, AttestationPolicyStatus, Boot, BootOccasion, BootReference,
+    BootReferenceSpec, BootReferenceStatus, BootSpec, BootStatus, FirmwareValues, ImageVersions,
+    PolicyAction, PolicyMachines, TpmMaker, TpmMakerSpec, TpmMakerStatus,
 };
 
 /// The `apiVersion` of every object here.

@@ -116,6 +116,15 @@ pub fn is_dns_label(text: &str) -> bool {
         && text.bytes().next_back().is_some_and(inner)
 }
 
+/// Says whether a label may have this key and value.
+#[must_use]
+pub fn is_label(key: &str, value: &str) -> bool {
+    let mut errors = Vec::new();
+    let labels = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    validate_labels("", &labels, &mut errors);
+    errors.is_empty()
+}
+
 fn is_label_text(text: &str) -> bool {
     text.len() <= MAX_LABEL
         && text

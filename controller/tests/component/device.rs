@@ -69,9 +69,11 @@ impl Device {
     }
 
     pub fn registration(&self, site: &Site) -> Vec<u8> {
-        let key =
-            OnboardingKey::from_pem(&site.bundle.onboard_certificate, &site.bundle.onboard_key)
-                .unwrap();
+        let key = OnboardingKey::from_pem(
+            site.bundle.onboard_certificate.as_deref().unwrap(),
+            site.bundle.onboard_key.as_deref().unwrap(),
+        )
+        .unwrap();
         let message =
             registration::message(self.identity.device_certificate(), &self.serial, "").unwrap();
         envelope::seal_message(&message, &key.hash(), Some(key.certificate_pem()), &key).unwrap()

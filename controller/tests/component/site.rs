@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use controller::setup::{self, Controller};
 use controller::{doors, server};
 use operator_api::{
-    API_PREFIX, App, Datastore, Device, ImageBundle, List, Object, Problem, TokenRequest,
-    TokenResponse,
+    API_PREFIX, App, Datastore, Device, EnrolmentWay, ImageBundle, List, Object, Problem,
+    TokenRequest, TokenResponse,
 };
 use reqwest::{Method, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
@@ -46,7 +46,9 @@ impl Site {
         let controller = setup::open(directory.path(), &names, address)
             .await
             .unwrap();
-        let bundle = controller.fleet.image_bundle();
+        let bundle = controller
+            .fleet
+            .image_bundle(&[EnrolmentWay::ZeroTouch, EnrolmentWay::Eve]);
         let tls = client_config(&bundle, &[&rustls::version::TLS13, &rustls::version::TLS12]);
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
