@@ -214,6 +214,8 @@ pub enum VerdictOutcome {
     Passed,
     /// Not as expected.
     Failed,
+    /// Not as expected, and the policy lets it pass.
+    Warned,
     /// It was not made; the detail says why.
     NotChecked,
 }

@@ -318,6 +318,10 @@ fn verdict(verdict: &onboarding::quote::Verdict) -> Verdict {
             VerdictOutcome::Failed,
             format!("expected {expected}, seen {seen}"),
         ),
+        Outcome::Warn { expected, seen } => (
+            VerdictOutcome::Warned,
+            format!("expected {expected}, seen {seen}"),
+        ),
         Outcome::NotApplicable { reason } => (VerdictOutcome::NotChecked, reason.clone()),
     };
     Verdict {

@@ -13,9 +13,12 @@
 //! digest of each algorithm that the header names, and nothing may be left over.
 
 mod describe;
+mod difference;
 mod replay;
+pub mod variable;
 
-pub use describe::{Described, describe};
+pub use describe::{Described, data_as_text, describe};
+pub use difference::{Change, Difference, difference};
 pub use replay::{PCRS, replay};
 
 use std::fmt;

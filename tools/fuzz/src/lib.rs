@@ -28,6 +28,7 @@ pub mod meter;
 mod onboarding;
 mod operator;
 mod pillar;
+mod policy;
 mod protocol;
 
 /// One parser, or a few that read the same bytes.
@@ -54,6 +55,7 @@ pub const TARGETS: &[&[Target]] = &[
     protocol::TARGETS,
     onboarding::TARGETS,
     hypervisor::TARGETS,
+    policy::TARGETS,
     pillar::TARGETS,
     controller::TARGETS,
     operator::TARGETS,

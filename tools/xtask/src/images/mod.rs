@@ -11,6 +11,8 @@ mod host;
 mod lock;
 mod modules;
 mod prune;
+mod reference;
+mod release_key;
 mod store;
 mod tree;
 mod uki;
@@ -126,6 +128,7 @@ pub fn build(options: &Options) -> Result<PathBuf> {
         to.display()
     ));
     host::tell_sizes(&parts);
+    reference::write(&to, &parts)?;
     Ok(to)
 }
 
