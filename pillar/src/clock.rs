@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::durable;
+use crate::generations;
 use crate::status::{Status, Topic};
 
 /// Differences up to this come from the Date header's resolution and the way of the answer, in seconds.
@@ -166,7 +166,7 @@ impl Clock {
             );
             0
         };
-        let kept = match durable::read(&file) {
+        let kept = match generations::read(&file) {
             Ok(None) => 0,
             Ok(Some(bytes)) => parse_floor(&bytes)
                 .unwrap_or_else(|| lost(&format!("{} names no possible time", file.display()))),
@@ -303,7 +303,7 @@ impl Clock {
         };
         let clock = self.clone();
         tokio::task::spawn_blocking(move || {
-            match durable::write(&file, kept.to_string().as_bytes()) {
+            match generations::write(&file, kept.to_string().as_bytes()) {
                 Ok(()) => clock.clear(Topic::ClockFloor),
                 Err(error) => clock.raise(
                     Topic::ClockFloor,
@@ -586,7 +586,7 @@ mod tests {
             "-1".to_owned(),
             "rubbish".to_owned(),
         ] {
-            durable::write(&file, text.as_bytes()).unwrap();
+            generations::write(&file, text.as_bytes()).unwrap();
             let (status, _) = Status::to_memory();
             let clock = Clock::start(file.clone(), None, false, status.clone());
             assert!(clock.seconds() < 5_000_000_000, "{text}");
@@ -595,7 +595,7 @@ mod tests {
             let message = &troubles.get(&Topic::ClockFloor).unwrap().message;
             assert!(message.contains("no possible time"), "{message}");
         }
-        durable::write(&file, (END - 1).to_string().as_bytes()).unwrap();
+        generations::write(&file, (END - 1).to_string().as_bytes()).unwrap();
         let (status, _) = Status::to_memory();
         let clock = Clock::start(file, None, false, status.clone());
         assert_eq!(clock.seconds(), END - 1);

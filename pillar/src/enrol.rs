@@ -27,7 +27,7 @@ use protocol::paths;
 use crate::backoff::Backoff;
 use crate::conn::{self, Sender};
 use crate::context::Context;
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 use crate::status::{Subject, Topic};
 
@@ -84,7 +84,7 @@ pub fn id_file(paths: &Paths) -> PathBuf {
 /// The id of an earlier start.
 #[must_use]
 pub fn kept_id(paths: &Paths) -> Option<DeviceId> {
-    match durable::read(&id_file(paths)) {
+    match generations::read(&id_file(paths)) {
         Ok(bytes) => std::str::from_utf8(&bytes?).ok()?.trim().parse().ok(),
         Err(error) => {
             tracing::warn!(%error, "device id");
@@ -135,7 +135,9 @@ async fn settle(ctx: &Context, id: DeviceId) {
     ctx.in_contact();
     let before = ctx.device.send_replace(Some(id));
     if before != Some(id) {
-        if let Err(error) = durable::store(id_file(&ctx.paths), id.to_string().into_bytes()).await {
+        if let Err(error) =
+            generations::store(id_file(&ctx.paths), id.to_string().into_bytes()).await
+        {
             ctx.status.raise(Topic::Disk, &error.to_string());
         }
         if before.is_some() {

@@ -29,7 +29,7 @@ use crate::config::{DeviceSecrets, InForce, Refusal, accept, checkpoint, put_in_
 use crate::conn;
 use crate::context::{Attestation, Context};
 use crate::domain::desired::Desired;
-use crate::durable;
+use crate::generations;
 use crate::status::Topic;
 
 /// How long the first question waits for the first quote, so that it need not be refused for want of a token.
@@ -193,7 +193,8 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
     };
     tracing::debug!(hash = response.config_hash, "new config");
     // The whole container, so that the signature is there to be checked at the next start.
-    if let Err(error) = durable::store(checkpoint::file(&ctx.paths), answer.body.to_vec()).await {
+    if let Err(error) = generations::store(checkpoint::file(&ctx.paths), answer.body.to_vec()).await
+    {
         ctx.status.raise(
             Topic::Disk,
             &format!("the config is applied but would not survive a power cut: {error}"),

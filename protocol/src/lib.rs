@@ -13,6 +13,7 @@
 //! - [`authority`]: how a controller or a registry is called;
 //! - [`image`]: how an image is called;
 //! - [`digest`]: SHA-256 as a value;
+//! - [`items`]: names of what EVE's messages have no field for;
 //! - [`logs`]: the gzip bundles in which logs travel;
 //! - [`link`]: our own push channel beside the EVE API;
 //! - [`ids`]: ids as types.
@@ -29,6 +30,7 @@ pub mod envelope;
 pub mod eve;
 pub mod ids;
 pub mod image;
+pub mod items;
 pub mod keys;
 pub mod link;
 pub mod logs;

@@ -7,6 +7,7 @@ use protocol::eve::metrics::ZMetricMsg;
 use protocol::eve::metrics::metric_item::MetricItemValue;
 use protocol::eve::metrics::z_metric_msg::MetricContent;
 use protocol::ids::AppId;
+use protocol::items::{AppFigure, MetricName};
 use serde::{Deserialize, Serialize};
 
 use super::status::timestamp;
@@ -61,34 +62,29 @@ pub fn read(message: &ZMetricMsg) -> Figures {
         })
         .collect();
     if let Some(MetricContent::Dm(device)) = &message.metric_content {
-        // Items that EVE's messages have no field for: see "Wire extensions" in the contracts page.
         for item in device.metric_items.iter().take(4 * MAX_ITEMS) {
             let value = match item.metric_item_value {
                 Some(MetricItemValue::Uint32Value(value)) => u64::from(value),
                 Some(MetricItemValue::Uint64Value(value)) => value,
                 _ => continue,
             };
-            if let Some(pid) = item
-                .key
-                .strip_prefix("skerry.process.")
-                .and_then(|rest| rest.strip_suffix(".pssBytes"))
-                .and_then(|pid| pid.parse::<u32>().ok())
-            {
-                for process in processes.iter_mut().filter(|process| process.pid == pid) {
-                    process.pss_kib = Some(value / 1024);
+            match MetricName::read(&item.key) {
+                Some(MetricName::ProcessPss(pid)) => {
+                    for process in processes.iter_mut().filter(|process| process.pid == pid) {
+                        process.pss_kib = Some(value / 1024);
+                    }
                 }
-            } else if let Some((id, what)) = item
-                .key
-                .strip_prefix("skerry.app.")
-                .and_then(|rest| rest.split_once('.'))
-                && let Ok(id) = id.parse()
-            {
-                let app = figures.apps.entry(id).or_default();
-                match what {
-                    "restarts" => app.restarts = u32::try_from(value).unwrap_or(u32::MAX),
-                    "monitorBytes" => app.monitor_kib = Some(value / 1024),
-                    _ => {}
+                Some(MetricName::App(id, metric)) => {
+                    let app = figures.apps.entry(id).or_default();
+                    match metric {
+                        AppFigure::Restarts => {
+                            app.restarts = u32::try_from(value).unwrap_or(u32::MAX);
+                        }
+                        AppFigure::MonitorBytes => app.monitor_kib = Some(value / 1024),
+                        AppFigure::DiskReadBytes | AppFigure::DiskWriteBytes => {}
+                    }
                 }
+                None => {}
             }
         }
         if let Some(memory) = &device.memory {

@@ -8,6 +8,7 @@ use protocol::eve::info::{
     ErrorInfo, ZInfoApp, ZInfoContentTree, ZInfoDevice, ZInfoNetwork, ZInfoNetworkInstance,
     ZInfoVolume, ZSwState,
 };
+use protocol::items::{CONFIG_HASH, trouble_topic};
 
 use super::ranges::Range;
 
@@ -106,12 +107,12 @@ pub fn device(status: &mut DeviceStatus, info: &ZInfoDevice, told: Timestamp) {
         });
     }
     if let Some(items) = &info.config_item_status {
-        if let Some(applied) = items.config_items.get("skerry.config.hash") {
+        if let Some(applied) = items.config_items.get(CONFIG_HASH) {
             status.config.applied = text(&applied.value);
         }
         for (key, item) in items.config_items.iter().chain(&items.unknown_config_items) {
             if !item.error.is_empty() {
-                let source = key.strip_prefix("skerry.trouble.").unwrap_or(key);
+                let source = trouble_topic(key).unwrap_or(key);
                 status.errors.push(ReportedError {
                     time: told,
                     source: text(source),

@@ -14,7 +14,7 @@ use super::{InForce, Refusal, accept};
 use crate::clock::Clock;
 use crate::config::translate::Secrets;
 use crate::conn::certs;
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 
 /// Why there is no config to start with although one was kept.
@@ -22,7 +22,7 @@ use crate::paths::Paths;
 pub enum Error {
     /// The file or its neighbour cannot be read back.
     #[error("checkpoint: {0}")]
-    File(#[from] durable::Error),
+    File(#[from] generations::Error),
     /// There are no certificates to check it with.
     #[error("checkpoint: the controller's certificates were not kept")]
     NoCertificates,
@@ -57,10 +57,10 @@ pub fn load(
     own: DeviceId,
     secrets: impl FnOnce(&certs::Verified) -> Box<dyn Secrets>,
 ) -> Result<Option<InForce>, Error> {
-    let Some(container) = durable::read(&file(paths))? else {
+    let Some(container) = generations::read(&file(paths))? else {
         return Ok(None);
     };
-    let kept = durable::read(&certs_file(paths))?.ok_or(Error::NoCertificates)?;
+    let kept = generations::read(&certs_file(paths))?.ok_or(Error::NoCertificates)?;
     let verified = certs::verify(&kept, root_pem, clock)?;
     let response: ConfigResponse = Envelope::parse(&container, MAX_REPLY)
         .and_then(|envelope| envelope.open_message(verified.certs.signing(), "ConfigResponse"))

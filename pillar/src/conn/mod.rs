@@ -31,7 +31,7 @@ pub use self::error::Error;
 use crate::bundle::Bundle;
 use crate::chain::chain;
 use crate::clock::Clock;
-use crate::durable;
+use crate::generations;
 use crate::status::{Status, Topic};
 
 /// EVE's `timer.dial.timeout` and `timer.send.timeout` as they are by default; the second one shortened, because every
@@ -169,7 +169,7 @@ impl Connection {
 
     /// Takes the certificates that were kept on disk, if they still verify.
     fn load_certs(&self) {
-        let kept = match durable::read(&self.inner.certs_file) {
+        let kept = match generations::read(&self.inner.certs_file) {
             Ok(Some(raw)) => certs::verify(&raw, &self.inner.root_pem, &self.inner.clock),
             Ok(None) => return,
             Err(error) => {
@@ -212,7 +212,8 @@ impl Connection {
             .is_none_or(|known| known.raw != certs.raw);
         let raw = certs.raw.clone();
         self.set_certs(certs.clone());
-        if changed && let Err(error) = durable::store(self.inner.certs_file.clone(), raw).await {
+        if changed && let Err(error) = generations::store(self.inner.certs_file.clone(), raw).await
+        {
             self.inner.status.raise(Topic::Disk, &error.to_string());
         }
         Ok(Arc::new(certs))

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use hypervisor_api::config::DiskFormat;
 use hypervisor_api::mac::MacAddress;
+use protocol::authority::Authority;
 use protocol::digest::Digest;
 use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use protocol::image::Repository;
@@ -34,8 +35,8 @@ pub struct Desired {
 /// A place to download from. Only OCI registries so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datastore {
-    /// `host` or `host:port` of the registry, spoken to over TLS.
-    pub registry: String,
+    /// Where the registry is; spoken to over TLS.
+    pub registry: Authority,
     /// Further certificate authorities to trust there, PEM.
     pub ca_certificates: Vec<String>,
     /// Who to be there, if the registry asks.

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-pub use ::durable::{Error as FileError, fail, remove, rename, with_suffix, write, write_volatile};
+pub use durable::{Error as FileError, fail, remove, rename, with_suffix, write, write_volatile};
 
 /// Makes a directory and its parents; the last one gets `mode`.
 pub fn make_dir(path: &Path, mode: u32) -> Result<(), FileError> {

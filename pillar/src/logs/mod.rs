@@ -33,7 +33,7 @@ use self::journal::Owner;
 use self::window::Window;
 use crate::backoff::Backoff;
 use crate::context::Context;
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 use crate::status::Topic;
 
@@ -93,8 +93,8 @@ pub async fn run(ctx: Arc<Context>, program: PathBuf) -> Result<(), Error> {
     result
 }
 
-fn kept_cursor(paths: &Paths) -> Result<Option<String>, durable::Error> {
-    let bytes = durable::read(&cursor_file(paths))?;
+fn kept_cursor(paths: &Paths) -> Result<Option<String>, generations::Error> {
+    let bytes = generations::read(&cursor_file(paths))?;
     Ok(bytes
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .filter(|cursor| journal::good_cursor(cursor)))
@@ -162,7 +162,7 @@ async fn follow(mut lines: impl AsyncBufRead + Unpin, mut shipper: Shipper) -> R
             kept_at = Instant::now();
             let file = cursor_file(&shipper.ctx.paths);
             let status = &shipper.ctx.status;
-            match durable::store(file, cursor.into_bytes()).await {
+            match generations::store(file, cursor.into_bytes()).await {
                 Ok(()) => status.clear(Topic::LogsCursor),
                 Err(error) => status.raise(
                     Topic::LogsCursor,

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use super::ledger::{Found, Ledger, LedgerFile};
 use crate::domain::desired::Desired;
-use crate::durable;
+use crate::generations;
 use crate::host::program::ProgramError;
 use crate::host::units::{self, APP_UNITS, UnitState, Units};
 use crate::paths::Paths;
@@ -43,7 +43,7 @@ pub struct Allocated {
 enum Error {
     /// The disk.
     #[error(transparent)]
-    File(#[from] durable::Error),
+    File(#[from] generations::Error),
     /// The units.
     #[error("ending the apps whose numbers are lost: {0}")]
     Units(#[from] ProgramError),

@@ -24,7 +24,7 @@ use protocol::ids::{AppId, NetworkInstanceId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::desired::{Desired, NetworkInstance};
-use crate::durable;
+use crate::generations;
 use crate::paths::Paths;
 
 /// App numbers go up to this one and begin anew, so that a uid is not used again soon.
@@ -354,8 +354,8 @@ impl LedgerFile {
     ///
     /// # Errors
     /// When the disk refuses for now.
-    pub fn read(&self) -> Result<Found, durable::Error> {
-        let reason = match durable::read(&self.kept) {
+    pub fn read(&self) -> Result<Found, generations::Error> {
+        let reason = match generations::read(&self.kept) {
             Ok(None) => None,
             Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
                 Ok(ledger) => return Ok(Found::Whole(ledger)),
@@ -368,7 +368,7 @@ impl LedgerFile {
             Err(error) if is_loss(&error) => Some(error.to_string()),
             Err(error) => return Err(error),
         };
-        let copy = durable::read(&self.copy)
+        let copy = generations::read(&self.copy)
             .ok()
             .flatten()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -386,21 +386,21 @@ impl LedgerFile {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn write(&self, ledger: &Ledger) -> Result<(), durable::Error> {
+    pub fn write(&self, ledger: &Ledger) -> Result<(), generations::Error> {
         self.write_copy(ledger)?;
-        durable::write(&self.kept, &bytes(ledger))
+        generations::write(&self.kept, &bytes(ledger))
     }
 
     /// Writes the copy. One that is out of date is worse than none.
     ///
     /// # Errors
     /// When the copy can neither be written nor removed.
-    pub fn write_copy(&self, ledger: &Ledger) -> Result<(), durable::Error> {
-        match durable::write(&self.copy, &bytes(ledger)) {
+    pub fn write_copy(&self, ledger: &Ledger) -> Result<(), generations::Error> {
+        match generations::write(&self.copy, &bytes(ledger)) {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::warn!(%error, "the copy of the ledger cannot be written; it is removed");
-                durable::remove(&self.copy)
+                generations::remove(&self.copy)
             }
         }
     }
@@ -412,10 +412,10 @@ fn bytes(ledger: &Ledger) -> Vec<u8> {
 }
 
 /// Whether what lay there is gone for good: damaged, or on sectors that the disk cannot read.
-fn is_loss(error: &durable::Error) -> bool {
+fn is_loss(error: &generations::Error) -> bool {
     match error {
-        durable::Error::Damaged { .. } => true,
-        durable::Error::File(error) => error.source.raw_os_error() == Some(libc::EIO),
+        generations::Error::Damaged { .. } => true,
+        generations::Error::File(error) => error.source.raw_os_error() == Some(libc::EIO),
     }
 }
 
@@ -610,7 +610,7 @@ mod tests {
             &BTreeSet::new(),
         );
         let rubbish = |path: &PathBuf| std::fs::write(path, b"rubbish").unwrap();
-        let strange = |path: &PathBuf| durable::write(path, b"{\"apps\": 7}").unwrap();
+        let strange = |path: &PathBuf| generations::write(path, b"{\"apps\": 7}").unwrap();
         let spoilers: [&dyn Fn(&PathBuf); 2] = [&rubbish, &strange];
         for spoil in spoilers {
             file.write(&ledger).unwrap();

@@ -26,6 +26,7 @@ use protocol::eve::info::{
     ZSwState, ZmetIpAssignmentEntry,
 };
 use protocol::ids::{AppId, ContentId, NetworkInstanceId, VolumeId};
+use protocol::items::{self, CONFIG_HASH};
 
 use super::procfs::{self, Memory};
 use crate::config::InForce;
@@ -265,12 +266,9 @@ impl Snapshot {
             .iter()
             .map(|(key, value)| (key.clone(), item(value, "")))
             .collect();
-        config_items.insert("skerry.config.hash".to_owned(), item(&self.config.hash, ""));
+        config_items.insert(CONFIG_HASH.to_owned(), item(&self.config.hash, ""));
         for (topic, trouble) in &self.troubles {
-            config_items.insert(
-                format!("skerry.trouble.{topic}"),
-                item("", &trouble.message),
-            );
+            config_items.insert(items::trouble(topic), item("", &trouble.message));
         }
         let mut unknown_config_items = HashMap::new();
         for (key, (value, reason)) in &settings.refused {

@@ -17,6 +17,7 @@ use protocol::eve::metrics::{
     ZMetricProcess, ZMetricVolume,
 };
 use protocol::ids::{AppId, DeviceId, VolumeId};
+use protocol::items::{AppFigure, MetricName};
 
 use super::info::timestamp;
 use super::procfs::{self, LinkCounters, Memory, Process};
@@ -47,7 +48,7 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
     let mut items = Vec::new();
     if let Some(pss) = procfs::pss(own_pid) {
         items.push(item(
-            format!("skerry.process.{own_pid}.pssBytes"),
+            MetricName::ProcessPss(own_pid),
             MetricItemValue::Uint64Value(pss),
         ));
     }
@@ -72,15 +73,18 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
             (true, None) => None,
         };
         if let Some((read, written)) = of_app {
-            for (what, bytes) in [("diskReadBytes", read), ("diskWriteBytes", written)] {
+            for (what, bytes) in [
+                (AppFigure::DiskReadBytes, read),
+                (AppFigure::DiskWriteBytes, written),
+            ] {
                 items.push(item(
-                    format!("skerry.app.{id}.{what}"),
+                    MetricName::App(*id, what),
                     MetricItemValue::Uint64Value(bytes),
                 ));
             }
         }
         items.push(item(
-            format!("skerry.app.{id}.restarts"),
+            MetricName::App(*id, AppFigure::Restarts),
             MetricItemValue::Uint32Value(status.restarts),
         ));
         let native = wanted.is_some_and(|app| app.runtime == Runtime::ContainerNative);
@@ -89,8 +93,8 @@ pub fn collect(ctx: &Context, device: DeviceId) -> ZMetricMsg {
             if let Some(own) = procfs::monitor_own(pid) {
                 // By process for who lists processes, by app for who lists apps.
                 for key in [
-                    format!("skerry.process.{pid}.pssBytes"),
-                    format!("skerry.app.{id}.monitorBytes"),
+                    MetricName::ProcessPss(pid),
+                    MetricName::App(*id, AppFigure::MonitorBytes),
                 ] {
                     items.push(item(key, MetricItemValue::Uint64Value(own)));
                 }
@@ -301,13 +305,13 @@ fn disk(ctx: &Context) -> Option<DiskMetric> {
     })
 }
 
-fn item(key: String, value: MetricItemValue) -> MetricItem {
+fn item(name: MetricName, value: MetricItemValue) -> MetricItem {
     let kind = match value {
         MetricItemValue::Uint32Value(_) => MetricItemType::MetricItemCounter,
         _ => MetricItemType::MetricItemGauge,
     };
     MetricItem {
-        key,
+        key: name.to_string(),
         r#type: kind.into(),
         metric_item_value: Some(value),
     }

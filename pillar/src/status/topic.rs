@@ -4,7 +4,8 @@ use std::fmt;
 
 use protocol::ids::AppId;
 
-/// What a trouble of the device as a whole is about. Its text is a contract with controllers: `skerry.trouble.TOPIC`.
+/// What a trouble of the device as a whole is about. Its text is a contract with controllers: see
+/// [`protocol::items::trouble`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
     /// The controller does not vouch for what booted.

@@ -282,7 +282,7 @@ async fn a_checkpoint_that_the_controller_did_not_sign_for_this_device_is_not_fo
     site.with(|state| state.down = true);
 
     let file = pillar::config::checkpoint::file(device.paths());
-    let good = pillar::durable::read(&file).unwrap().unwrap();
+    let good = pillar::generations::read(&file).unwrap().unwrap();
     let mut bad = good.clone();
     let last = bad.len() - 1;
     bad[last] ^= 1;
@@ -290,7 +290,7 @@ async fn a_checkpoint_that_the_controller_did_not_sign_for_this_device_is_not_fo
         (bad, "signature is wrong"),
         (b"garbage".to_vec(), "checkpoint: "),
     ] {
-        pillar::durable::write(&file, &content).unwrap();
+        pillar::generations::write(&file, &content).unwrap();
         let running = device.start();
         let line = running.line("skerry: trouble: checkpoint: ").await;
         assert!(line.contains(reason), "{line}");
@@ -299,8 +299,8 @@ async fn a_checkpoint_that_the_controller_did_not_sign_for_this_device_is_not_fo
     }
 
     // A file that a dying disk damaged: the generation before it serves.
-    pillar::durable::write(&file, &good).unwrap();
-    pillar::durable::write(&file, &good).unwrap();
+    pillar::generations::write(&file, &good).unwrap();
+    pillar::generations::write(&file, &good).unwrap();
     std::fs::write(&file, b"").unwrap();
     let mut running = device.start();
     in_force(&mut running, "one").await;

@@ -211,7 +211,7 @@ async fn logs_reach_the_controller_once_each_under_their_owner() {
     // The cursor moves on, so that the next start does not send all again.
     let file = pillar::logs::cursor_file(device.paths());
     for _ in 0..1500 {
-        if pillar::durable::read(&file).unwrap().as_deref() == Some(b"s=x;i=3") {
+        if pillar::generations::read(&file).unwrap().as_deref() == Some(b"s=x;i=3") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

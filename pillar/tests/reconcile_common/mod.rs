@@ -152,7 +152,7 @@ pub fn content(image: &Image, kind: ContentKind, repository: &str) -> Content {
 
 pub fn datastore(registry: &str, ca: &str) -> Datastore {
     Datastore {
-        registry: registry.to_owned(),
+        registry: registry.parse().unwrap(),
         ca_certificates: vec![ca.to_owned()],
         login: None,
     }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use hypervisor_api::config::{
     MAX_COMMAND_LINE, MAX_DEVICES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB,
 };
+use protocol::authority::AuthorityError;
 use protocol::cipher::CipherError;
 use protocol::digest::DigestError;
 use protocol::ids::{IdError, VolumeId};
@@ -79,8 +80,8 @@ pub enum ObjectError {
     #[error("datastores of kind {0} are not supported; only container registries are")]
     DatastoreKind(&'static str),
     /// A datastore without a usable address.
-    #[error("{0:?} is not the address of a registry; expected docker://host or docker://host:port")]
-    Registry(String),
+    #[error("a registry's address is docker://HOST or docker://HOST:PORT: {0}")]
+    Registry(#[from] AuthorityError),
     /// A further root of a datastore.
     #[error("a further certificate authority of the datastore is not PEM")]
     CertificateAuthority,

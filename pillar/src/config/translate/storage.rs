@@ -1,5 +1,6 @@
 //! Datastores, content trees, volumes.
 
+use protocol::authority::Authority;
 use protocol::digest::Digest;
 use protocol::eve::config::{
     ContentTree, DatastoreConfig, DsType, Format, Volume, VolumeContentOriginType,
@@ -10,6 +11,9 @@ use protocol::image::Repository;
 use super::{Object, ObjectError, Work, id};
 use crate::domain::desired::{Content, ContentKind, Datastore, Login, Volume as DesiredVolume};
 
+/// Port of a registry whose address names none.
+const HTTPS: u16 = 443;
+
 pub(super) fn datastore(
     work: &Work<'_>,
     config: &DatastoreConfig,
@@ -17,16 +21,9 @@ pub(super) fn datastore(
     if config.d_type() != DsType::DsContainerRegistry {
         return Err(ObjectError::DatastoreKind(config.d_type().as_str_name()));
     }
-    let registry = config
-        .fqdn
-        .trim()
-        .strip_prefix("docker://")
-        .unwrap_or(config.fqdn.trim())
-        .trim_end_matches('/');
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    if registry.is_empty() || !registry.chars().all(plain) {
-        return Err(ObjectError::Registry(config.fqdn.clone()));
-    }
+    let address = config.fqdn.trim();
+    let address = address.strip_prefix("docker://").unwrap_or(address);
+    let registry = Authority::or_port(address.trim_end_matches('/'), HTTPS)?;
     let ca_certificates = config
         .ds_cert_pem
         .iter()
@@ -46,7 +43,7 @@ pub(super) fn datastore(
     };
     let login = (!user.is_empty() || !password.is_empty()).then_some(Login { user, password });
     Ok(Datastore {
-        registry: registry.to_owned(),
+        registry,
         ca_certificates,
         login,
     })

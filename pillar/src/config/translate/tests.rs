@@ -143,7 +143,7 @@ fn a_container_with_everything_around_it() {
     assert_eq!(faults, []);
     let store = &desired.datastores[&DatastoreId(id(STORE))];
     assert_eq!(
-        (store.registry.as_str(), &store.login),
+        (store.registry.to_string().as_str(), &store.login),
         ("registry.example:5000", &None)
     );
     let content = &desired.contents[&ContentId(id(CONTENT))];
@@ -179,6 +179,44 @@ fn a_container_with_everything_around_it() {
             app_port: 80
         }]
     );
+}
+
+#[test]
+fn addresses_of_registries() {
+    let good = [
+        ("docker://registry.example:5000", "registry.example:5000"),
+        ("docker://registry.example/", "registry.example:443"),
+        (" 192.0.2.1:5000 ", "192.0.2.1:5000"),
+        ("docker://[2001:db8::1]", "[2001:db8::1]:443"),
+    ];
+    let bad = [
+        "",
+        "docker://",
+        "docker://host/path",
+        "docker://user@host",
+        "docker://host:port",
+        "docker://host:0",
+        "docker://host?x",
+        "docker://host#x",
+        "http://host",
+        "docker://a:b:1",
+    ];
+    let translated = |address: &str| {
+        let mut config = config();
+        config.datastores[0].fqdn = address.into();
+        translate(&config, &Table)
+    };
+    for (address, wanted) in good {
+        let desired = translated(address).desired;
+        let store = &desired.datastores[&DatastoreId(id(STORE))];
+        assert_eq!(store.registry.to_string(), wanted, "{address}");
+    }
+    for address in bad {
+        let out = translated(address);
+        assert!(out.desired.datastores.is_empty(), "{address}");
+        let fault = &out.faults[0].message;
+        assert!(fault.contains("docker://HOST"), "{address}: {fault}");
+    }
 }
 
 #[test]
@@ -472,7 +510,11 @@ fn access_rules() {
 fn one_bad_app_does_not_take_the_others_away() {
     type Change = fn(&mut AppInstanceConfig);
     let table: [(&str, Change, &str); 15] = [
-        ("no id", |a| a.uuidandversion = None, "not a UUID"),
+        (
+            "no id",
+            |a| a.uuidandversion = None,
+            "is not the id of an application",
+        ),
         ("no resources", |a| a.fixedresources = None, "no resources"),
         (
             "no memory",

@@ -48,27 +48,72 @@ pub enum Pressure {
     Killed,
 }
 
-/// Where in its life an app is. `S` is what it was started with.
+/// Where in its life an app is. `S` is what it was started with, `R` its process with all that goes with it, `F` how it
+/// failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Life<S> {
+pub enum Life<S, R, F> {
     /// No process.
     Down,
     /// Its process runs.
-    Up(S),
+    Up {
+        /// What it was started with.
+        with: S,
+        /// Its process.
+        run: R,
+    },
     /// It ended by itself, or could not be started with this.
     BackOff {
         /// What it was started with.
         with: S,
         /// When it is started again.
         until: Instant,
+        /// How it failed.
+        failure: F,
     },
     /// Its process is to end.
     Stopping {
+        /// Its process.
+        run: R,
         /// What was done about it.
         pressure: Pressure,
         /// When more is done.
         until: Instant,
     },
+}
+
+impl<S, R, F> Life<S, R, F> {
+    /// Its process, if there is one.
+    pub fn run(&self) -> Option<&R> {
+        match self {
+            Self::Up { run, .. } | Self::Stopping { run, .. } => Some(run),
+            Self::Down | Self::BackOff { .. } => None,
+        }
+    }
+
+    /// Its process, if there is one.
+    pub fn run_mut(&mut self) -> Option<&mut R> {
+        match self {
+            Self::Up { run, .. } | Self::Stopping { run, .. } => Some(run),
+            Self::Down | Self::BackOff { .. } => None,
+        }
+    }
+
+    /// Leaves [`Life::Down`] behind.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Down)
+    }
+
+    /// Its process is to end from now on; without a process there is nothing to end.
+    pub fn stop(&mut self, pressure: Pressure, until: Instant) {
+        *self = match self.take() {
+            Self::Up { run, .. } | Self::Stopping { run, .. } => Self::Stopping {
+                run,
+                pressure,
+                until,
+            },
+            without => without,
+        };
+    }
 }
 
 /// What is to be done next.
@@ -93,17 +138,17 @@ pub enum Action {
 }
 
 /// Decides. What it was started with and what it is to be started with are compared by `S`'s equality.
-pub fn plan<S: PartialEq>(life: &Life<S>, want: &Want<S>, now: Instant) -> Action {
+pub fn plan<S: PartialEq, R, F>(life: &Life<S, R, F>, want: &Want<S>, now: Instant) -> Action {
     match (life, want) {
         (Life::Down, Want::Run(_)) => Action::Start,
         (Life::Down, Want::Prepare | Want::Halt) => Action::Rest,
         (Life::Down | Life::BackOff { .. }, Want::Remove) => Action::CleanUp,
 
-        (Life::Up(with), Want::Run(wanted)) if with == wanted => Action::Rest,
-        (Life::Up(_), Want::Prepare) => Action::Rest,
-        (Life::Up(_), Want::Run(_) | Want::Halt | Want::Remove) => Action::Ask,
+        (Life::Up { with, .. }, Want::Run(wanted)) if with == wanted => Action::Rest,
+        (Life::Up { .. }, Want::Prepare) => Action::Rest,
+        (Life::Up { .. }, Want::Run(_) | Want::Halt | Want::Remove) => Action::Ask,
 
-        (Life::BackOff { with, until }, Want::Run(wanted)) => {
+        (Life::BackOff { with, until, .. }, Want::Run(wanted)) => {
             if with != wanted || *until <= now {
                 Action::Start
             } else {
@@ -120,7 +165,12 @@ pub fn plan<S: PartialEq>(life: &Life<S>, want: &Want<S>, now: Instant) -> Actio
         }
         (Life::BackOff { .. }, Want::Halt) => Action::Settle,
 
-        (Life::Stopping { pressure, until }, _) if *until <= now => match pressure {
+        (
+            Life::Stopping {
+                pressure, until, ..
+            },
+            _,
+        ) if *until <= now => match pressure {
             Pressure::Asked => Action::End,
             Pressure::Ended | Pressure::Killed => Action::Kill,
         },
@@ -136,18 +186,27 @@ mod tests {
     fn every_state_has_its_next_action() {
         let now = Instant::now();
         let later = now + Duration::from_secs(7);
-        let back_off = |until| Life::BackOff { with: 1, until };
-        let stopping = |pressure, until| Life::Stopping { pressure, until };
+        let up = || Life::Up { with: 1, run: () };
+        let back_off = |until| Life::BackOff {
+            with: 1,
+            until,
+            failure: (),
+        };
+        let stopping = |pressure, until| Life::Stopping {
+            run: (),
+            pressure,
+            until,
+        };
         let cases = [
             (Life::Down, Want::Run(1), Action::Start),
             (Life::Down, Want::Prepare, Action::Rest),
             (Life::Down, Want::Halt, Action::Rest),
             (Life::Down, Want::Remove, Action::CleanUp),
-            (Life::Up(1), Want::Run(1), Action::Rest),
-            (Life::Up(1), Want::Run(2), Action::Ask),
-            (Life::Up(1), Want::Prepare, Action::Rest),
-            (Life::Up(1), Want::Halt, Action::Ask),
-            (Life::Up(1), Want::Remove, Action::Ask),
+            (up(), Want::Run(1), Action::Rest),
+            (up(), Want::Run(2), Action::Ask),
+            (up(), Want::Prepare, Action::Rest),
+            (up(), Want::Halt, Action::Ask),
+            (up(), Want::Remove, Action::Ask),
             (back_off(later), Want::Run(1), Action::RestUntil(later)),
             (back_off(now), Want::Run(1), Action::Start),
             (back_off(later), Want::Run(2), Action::Start),

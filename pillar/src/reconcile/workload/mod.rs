@@ -11,6 +11,7 @@ pub mod namespaces;
 pub mod native;
 pub mod process;
 pub mod record;
+pub mod run;
 pub mod seed;
 pub mod start;
 pub mod status;

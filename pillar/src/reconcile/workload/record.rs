@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::start::{Start, StartKind};
 use super::vm::{self, VmFiles};
-use crate::durable;
+use crate::generations;
 use crate::host::files;
 use crate::paths::Paths;
 
@@ -137,7 +137,7 @@ impl Book {
     /// How often it was started again, as far as that was kept.
     #[must_use]
     pub fn restarts(&self) -> u32 {
-        match durable::read(&self.counter) {
+        match generations::read(&self.counter) {
             Ok(bytes) => bytes
                 .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
                 .unwrap_or(0),
@@ -151,7 +151,7 @@ impl Book {
     /// Keeps how often it was started again.
     pub async fn keep_restarts(&self, restarts: u32) {
         let text = restarts.to_string().into_bytes();
-        if let Err(error) = durable::store(self.counter.clone(), text).await {
+        if let Err(error) = generations::store(self.counter.clone(), text).await {
             tracing::warn!(app = %self.app, %error, "its restarts could not be kept");
         }
     }
@@ -160,8 +160,8 @@ impl Book {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn forget_restarts(&self) -> Result<(), durable::Error> {
-        durable::remove(&self.counter)
+    pub fn forget_restarts(&self) -> Result<(), generations::Error> {
+        generations::remove(&self.counter)
     }
 }
 
@@ -173,7 +173,7 @@ pub fn counted(paths: &Paths) -> Vec<AppId> {
     };
     entries
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(AppId))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 

@@ -8,7 +8,7 @@ use pillar::logs::journal;
 use pillar::reconcile::volume::plan::FileName;
 use pillar::reconcile::workload::guest;
 use pillar::report::procfs;
-use pillar::{bless, bundle, clock, durable, uplink};
+use pillar::{bless, bundle, clock, generations, uplink};
 use protocol::authority::Authority;
 use serde_json::json;
 
@@ -223,7 +223,7 @@ fn server_seeds() -> Vec<Vec<u8>> {
 }
 
 fn durable_file(data: &[u8]) {
-    if let Some(payload) = durable::check(data) {
+    if let Some(payload) = generations::check(data) {
         assert!(data.ends_with(payload) && payload.len() < data.len());
     }
 }
@@ -234,7 +234,7 @@ fn durable_seeds() -> Vec<Vec<u8>> {
         .iter()
         .map(|payload| {
             let path = dir.path().join("file");
-            durable::write(&path, payload.as_bytes()).unwrap();
+            generations::write(&path, payload.as_bytes()).unwrap();
             fs::read(path).unwrap()
         })
         .collect()

@@ -7,7 +7,6 @@ use hypervisor_api::control::{self, Client, Request};
 use tokio::time::Instant;
 
 use super::Actor;
-use crate::domain::observed::Trouble;
 use crate::host::files;
 use crate::host::units::UnitState;
 use crate::reconcile::delay::APP;
@@ -15,7 +14,8 @@ use crate::reconcile::workload::guest::Guest;
 use crate::reconcile::workload::life::{GRACE, KILL_GRACE, Life, Pressure, WORKS_AFTER};
 use crate::reconcile::workload::native;
 use crate::reconcile::workload::process::{self, Process};
-use crate::reconcile::workload::record::{Manner, Waits, after_boot};
+use crate::reconcile::workload::record::{Manner, Record, after_boot};
+use crate::reconcile::workload::run::Failure;
 use crate::reconcile::workload::vm::VmFiles;
 
 impl Actor {
@@ -23,13 +23,16 @@ impl Actor {
     pub(super) async fn check(&mut self) {
         match self.context.units.look(&self.unit).await {
             Ok(UnitState::Running { pid }) => {
-                if self
+                let Some(run) = self.life.run_mut() else {
+                    return;
+                };
+                if run
                     .process
                     .as_ref()
                     .is_none_or(|process| process.pid != pid)
                 {
                     // A process that is gone by now is found gone by the next look.
-                    self.process = Process::watch(pid).ok();
+                    run.process = Process::watch(pid).ok();
                 } else {
                     // The main process has ended, systemd has not noticed yet.
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -45,79 +48,93 @@ impl Actor {
 
     /// Its process has ended: finds out why, and what that means.
     pub(super) async fn settle_end(&mut self) {
-        self.process = None;
-        while let Some(event) = self.guest.as_mut().and_then(Guest::pending) {
-            self.hear(event);
+        let (mut run, by_itself) = match self.life.take() {
+            Life::Up { with, run } => (run, Some(with)),
+            Life::Stopping { run, .. } => (run, None),
+            without => {
+                self.life = without;
+                return;
+            }
+        };
+        run.process = None;
+        while let Some(event) = run.guest.as_mut().and_then(Guest::pending) {
+            run.hear(event);
         }
         let how = match self.context.units.look(&self.unit).await {
             Ok(UnitState::Ended { how }) => Some(how),
             _ => None,
         };
-        let message = self.reason(how);
+        let message = self.reason(run.said.take(), how);
         if let Err(error) = self.context.units.forget(&self.unit).await {
             tracing::debug!(app = %self.id, %error, "its unit could not be forgotten");
         }
-        self.guest = None;
+        run.guest = None;
         self.tear_down().await;
-        match std::mem::replace(&mut self.life, Life::Down) {
-            Life::Up(with) => {
-                let started = self.record.as_ref().map(|record| record.started);
-                let now = after_boot().as_secs();
-                let ran = started.map_or(0, |started| now.saturating_sub(started));
-                if ran >= WORKS_AFTER.as_secs() {
-                    self.failures = 0;
-                }
+        match by_itself {
+            Some(with) => {
                 tracing::warn!(app = %self.id, message, "ended by itself");
-                self.ended_by_itself = true;
-                self.back_off(with, message);
+                let failures = if run.age() >= WORKS_AFTER {
+                    0
+                } else {
+                    run.failures()
+                };
+                self.back_off(with, run.record, true, failures, message);
             }
-            Life::Stopping { .. } | Life::Down => {
+            None => {
                 tracing::info!(app = %self.id, message, "stopped");
                 self.settle();
             }
-            back_off @ Life::BackOff { .. } => self.life = back_off,
         }
     }
 
     /// Forgets its process and that it failed.
     pub(super) fn settle(&mut self) {
-        self.record = None;
+        self.life = Life::Down;
         self.book.forget();
-        self.failures = 0;
-        self.ended_by_itself = false;
-        self.trouble = None;
     }
 
-    pub(super) fn back_off(&mut self, with: String, message: String) {
-        self.failures = self.failures.saturating_add(1);
-        let delay = APP.after(self.failures);
+    /// Waits until it is started again. `failures`: those before this one.
+    pub(super) fn back_off(
+        &mut self,
+        with: String,
+        record: Option<Record>,
+        ran: bool,
+        failures: u32,
+        message: String,
+    ) {
+        let failures = failures.saturating_add(1);
+        let delay = APP.after(failures);
         let now = SystemTime::now();
-        if let Some(record) = &mut self.record {
+        let failure = Failure {
+            ran,
+            failures,
+            message,
+            at: now,
+            retry_at: now + delay,
+        };
+        if let Some(mut record) = record {
             let until = after_boot() + delay;
             record.restarts = self.restarts;
-            record.failures = self.failures;
-            record.waits = Some(Waits {
-                until: u64::try_from(until.as_millis()).unwrap_or(u64::MAX),
-                ran: self.ended_by_itself,
-                message: message.clone(),
-                at: now,
-            });
-            self.book.write(record);
+            record.failures = failures;
+            record.waits =
+                Some(failure.waits(u64::try_from(until.as_millis()).unwrap_or(u64::MAX)));
+            self.book.write(&record);
         }
         self.life = Life::BackOff {
             with,
             until: Instant::now() + delay,
+            failure,
         };
-        self.trouble = Some(Trouble {
-            message,
-            at: now,
-            retry_at: Some(now + delay),
-        });
+    }
+
+    /// What is remembered of its process.
+    fn record(&self) -> Option<&Record> {
+        self.life.run()?.record.as_ref()
     }
 
     /// Why the process ended, in words.
-    fn reason(&mut self, how: Option<String>) -> String {
-        if let Some(said) = self.said.take() {
+    fn reason(&self, said: Option<String>, how: Option<String>) -> String {
+        if let Some(said) = said {
             return said;
         }
         let words = files::read_limited(&VmFiles::new(&self.dir).last_words(), 64 * 1024)
@@ -129,11 +146,11 @@ impl Actor {
     /// Asks it to end.
     pub(super) async fn ask(&mut self) {
         tracing::info!(app = %self.id, "asked to stop");
-        self.life = Life::Stopping {
-            pressure: Pressure::Asked,
-            until: Instant::now() + GRACE,
+        self.life.stop(Pressure::Asked, Instant::now() + GRACE);
+        let Some(run) = self.life.run() else {
+            return;
         };
-        let Some(record) = &self.record else {
+        let Some(record) = &run.record else {
             // Nobody knows how to ask it.
             self.end().await;
             return;
@@ -146,7 +163,7 @@ impl Actor {
                     signal: record.stop_signal,
                     grace_seconds: u32::try_from(grace).unwrap_or(0),
                 };
-                if !self.guest.as_ref().is_some_and(|guest| guest.ask(stop)) {
+                if !run.guest.as_ref().is_some_and(|guest| guest.ask(stop)) {
                     self.control(Request::Shutdown).await;
                 }
             }
@@ -162,11 +179,8 @@ impl Actor {
 
     /// Ends it without asking.
     pub(super) async fn end(&mut self) {
-        self.life = Life::Stopping {
-            pressure: Pressure::Ended,
-            until: Instant::now() + KILL_GRACE,
-        };
-        match self.record.as_ref().map(|record| record.manner) {
+        self.life.stop(Pressure::Ended, Instant::now() + KILL_GRACE);
+        match self.record().map(|record| record.manner) {
             Some(Manner::Machine | Manner::Microvm) => self.control(Request::Kill).await,
             Some(Manner::Native) => {
                 if let Err(error) =
@@ -182,10 +196,8 @@ impl Actor {
     /// Kills its processes.
     pub(super) async fn kill(&mut self) {
         tracing::warn!(app = %self.id, "killed");
-        self.life = Life::Stopping {
-            pressure: Pressure::Killed,
-            until: Instant::now() + KILL_GRACE,
-        };
+        self.life
+            .stop(Pressure::Killed, Instant::now() + KILL_GRACE);
         if let Err(error) = self
             .context
             .units
@@ -198,7 +210,7 @@ impl Actor {
 
     async fn control(&self, request: Request) {
         let socket = VmFiles::new(&self.dir).control();
-        let owner = self.record.as_ref().map(|record| record.uid);
+        let owner = self.record().map(|record| record.uid);
         let ask = move || {
             let client = Client {
                 socket: &socket,

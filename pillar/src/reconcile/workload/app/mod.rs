@@ -2,7 +2,8 @@
 //!
 //! The process runs in a systemd unit and is watched through a pidfd ([`super::process`]). A record of it tells the agent
 //! after its own restart what the process was started with, how it is ended, or when it is started again
-//! ([`super::record`]). What is told of it stands in [`super::status`]; how it ends, in [`ending`].
+//! ([`super::record`]). What is known of a process or of a failure is known in those states of its life only
+//! ([`super::run`]). What is told of it stands in [`super::status`]; how it ends, in [`ending`].
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -10,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use guest_api::FromGuest;
 use protocol::ids::AppId;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,10 +18,11 @@ use tokio::time::Instant;
 use super::guest::Guest;
 use super::life::{self, Action, Life, Want};
 use super::native::{self, NativeError};
-use super::process::{Process, ended};
+use super::process::Process;
 use super::record::{Book, Manner, Record, Waits, after_boot};
+use super::run::{Failure, News, Run};
 use super::start::{Start, StartKind};
-use super::status::{self, Since};
+use super::status;
 use super::vm::{self, VmFiles};
 use crate::domain::observed::{AppPhase, AppStatus, Trouble};
 use crate::host::files::FileError;
@@ -81,20 +82,9 @@ pub struct Actor {
     unit: String,
     dir: PathBuf,
     context: Context,
-    life: Life<String>,
+    life: Life<String, Run, Failure>,
     book: Book,
-    record: Option<Record>,
-    process: Option<Process>,
-    guest: Option<Guest>,
-    /// Whether the guest said that its container runs; machines and native containers need not say.
-    announced: bool,
-    /// How the container ended, as the guest told it.
-    said: Option<String>,
     restarts: u32,
-    failures: u32,
-    ended_by_itself: bool,
-    trouble: Option<Trouble>,
-    since: Since,
 }
 
 impl Actor {
@@ -108,16 +98,7 @@ impl Actor {
             book: Book::of(id, &context.paths),
             context,
             life: Life::Down,
-            record: None,
-            process: None,
-            guest: None,
-            announced: false,
-            said: None,
             restarts: 0,
-            failures: 0,
-            ended_by_itself: false,
-            trouble: None,
-            since: Since::default(),
         }
     }
 
@@ -156,7 +137,6 @@ impl Actor {
                     continue;
                 }
                 Action::Settle => {
-                    self.life = Life::Down;
                     self.settle();
                     continue;
                 }
@@ -170,8 +150,10 @@ impl Actor {
             self.tell(&wanted, None);
             tokio::select! {
                 result = input.changed() => if result.is_err() { return self.id },
-                () = ended(self.process.as_ref()) , if matches!(self.life, Life::Up(_) | Life::Stopping { .. }) => self.check().await,
-                event = event(self.guest.as_mut()) => self.hear(event),
+                news = news(self.life.run_mut()) => match news {
+                    News::Ended => self.check().await,
+                    News::Guest(event) => if let Some(run) = self.life.run_mut() { run.hear(event) },
+                },
                 () = sleep_until(until) => {}
             }
         }
@@ -179,36 +161,36 @@ impl Actor {
 
     /// Finds what an earlier run of the agent left: a process, or one that waits to be started again.
     async fn find(&mut self, input: &watch::Receiver<Input>) {
-        self.record = self.book.read();
+        let record = self.book.read();
         self.restarts = self.book.restarts();
-        if let Some(record) = &self.record {
+        if let Some(record) = &record {
             self.restarts = self.restarts.max(record.restarts);
-            self.failures = record.failures;
         }
+        let unit = self.look(input).await;
         // Without a record nobody knows what it is: it is started anew if it is wanted.
-        let fingerprint = self
-            .record
+        let with = record
             .as_ref()
             .map_or_else(String::new, |record| record.fingerprint.clone());
-        match self.look(input).await {
-            UnitState::Running { pid } => {
+        match (unit, record) {
+            (UnitState::Running { pid }, record) => {
                 tracing::info!(app = %self.id, pid, "found running");
-                self.process = Process::watch(pid).ok();
-                self.life = Life::Up(fingerprint);
-                self.announced = true;
-                self.listen();
+                let mut run = Run::found(record, true);
+                run.process = Process::watch(pid).ok();
+                run.guest = self.listen(run.record.as_ref());
+                self.life = Life::Up { with, run };
             }
-            UnitState::Gone | UnitState::Ended { .. } => {
-                match self.record.as_ref().map(|record| record.waits.clone()) {
-                    Some(Some(waits)) => self.wait_on(fingerprint, waits),
-                    Some(None) => {
+            (UnitState::Gone | UnitState::Ended { .. }, Some(mut record)) => {
+                match record.waits.take() {
+                    Some(waits) => self.wait_on(with, record.failures, waits),
+                    None => {
                         // It ended while nobody looked.
-                        self.life = Life::Up(fingerprint);
+                        let run = Run::found(Some(record), true);
+                        self.life = Life::Up { with, run };
                         self.settle_end().await;
                     }
-                    None => {}
                 }
             }
+            (UnitState::Gone | UnitState::Ended { .. }, None) => {}
         }
     }
 
@@ -218,70 +200,63 @@ impl Actor {
         let mut failures = 0;
         loop {
             let error = match self.context.units.look(&self.unit).await {
-                Ok(state) => {
-                    self.trouble = None;
-                    return state;
-                }
+                Ok(state) => return state,
                 Err(error) => error,
             };
             failures += 1;
             let delay = LOCAL.after(failures);
             let now = SystemTime::now();
             tracing::warn!(app = %self.id, %error, "its unit could not be looked for");
-            self.trouble = Some(Trouble {
+            let trouble = Trouble {
                 message: format!("whether it runs could not be found out: {error}"),
                 at: now,
                 retry_at: Some(now + delay),
-            });
+            };
             let wanted = input.borrow().clone();
-            self.tell(&wanted, None);
+            self.tell_with(&wanted, None, Some(trouble));
             tokio::time::sleep(delay).await;
         }
     }
 
     /// Goes on waiting where the last run of the agent was.
-    fn wait_on(&mut self, with: String, waits: Waits) {
+    fn wait_on(&mut self, with: String, failures: u32, waits: Waits) {
         let until = Duration::from_millis(waits.until);
         let left = until.saturating_sub(after_boot()).min(APP.ceiling);
-        self.ended_by_itself = waits.ran;
         self.life = Life::BackOff {
             with,
             until: Instant::now() + left,
+            failure: Failure {
+                ran: waits.ran,
+                failures,
+                message: waits.message,
+                at: waits.at,
+                retry_at: SystemTime::now() + left,
+            },
         };
-        self.trouble = Some(Trouble {
-            message: waits.message,
-            at: waits.at,
-            retry_at: Some(SystemTime::now() + left),
-        });
     }
 
-    /// Listens for the guest of a microVM.
-    fn listen(&mut self) {
-        self.guest = None;
-        let Some(record) = self
-            .record
-            .as_ref()
-            .filter(|record| record.manner == Manner::Microvm)
-        else {
-            return;
-        };
+    /// Listens for the guest of a microVM that an earlier run of the agent started.
+    fn listen(&self, record: Option<&Record>) -> Option<Guest> {
+        let record = record.filter(|record| record.manner == Manner::Microvm)?;
         let files = VmFiles::new(&self.dir);
-        match Guest::listen(&files.guest_workshop(), &files.guest_control(), record.uid) {
-            Ok(guest) => self.guest = Some(guest),
-            Err(error) => tracing::warn!(app = %self.id, %error, "its guest cannot report"),
-        }
+        Guest::listen(&files.guest_workshop(), &files.guest_control(), record.uid)
+            .inspect_err(|error| tracing::warn!(app = %self.id, %error, "its guest cannot report"))
+            .ok()
     }
 
     async fn start(&mut self, start: &Arc<Start>) {
-        let fingerprint = start.fingerprint();
+        let with = start.fingerprint();
         tracing::info!(app = %self.id, name = %start.name, "starting");
-        match self.try_start(start).await {
-            Ok(()) => {
-                self.trouble = None;
-                if std::mem::take(&mut self.ended_by_itself) {
+        let (ran, failures) = match self.life.take() {
+            Life::BackOff { failure, .. } => (failure.ran, failure.failures),
+            _ => (false, 0),
+        };
+        match self.try_start(start, ran, failures).await {
+            Ok(run) => {
+                if ran {
                     self.book.keep_restarts(self.restarts).await;
                 }
-                self.life = Life::Up(fingerprint);
+                self.life = Life::Up { with, run };
                 self.check().await;
             }
             Err(error) => {
@@ -290,19 +265,21 @@ impl Actor {
                 if let Err(error) = self.context.units.forget(&self.unit).await {
                     tracing::debug!(app = %self.id, %error, "its unit could not be forgotten");
                 }
-                self.guest = None;
                 self.tear_down().await;
-                let (restarts, failures) = (self.restarts, self.failures);
-                self.record = Some(Record::of(start, &self.dir, restarts, failures));
-                self.back_off(fingerprint, message);
+                let record = Record::of(start, &self.dir, self.restarts, failures);
+                self.back_off(with, Some(record), ran, failures, message);
             }
         }
     }
 
-    async fn try_start(&mut self, start: &Arc<Start>) -> Result<(), StartError> {
-        self.said = None;
-        self.process = None;
-        self.guest = None;
+    /// Starts it after so many failures in a row. `ran`: it ended by itself, so that this is a restart.
+    async fn try_start(
+        &mut self,
+        start: &Arc<Start>,
+        ran: bool,
+        failures: u32,
+    ) -> Result<Run, StartError> {
+        let mut guest = None;
         let unit = if matches!(start.kind, StartKind::Native { .. }) {
             native::prepare(start, &self.context.paths, &self.dir).await?;
             native::unit(self.unit.clone(), start, &self.dir)
@@ -315,7 +292,7 @@ impl Actor {
             if matches!(start.kind, StartKind::Microvm { .. }) {
                 // The guest's first words must find someone who listens.
                 let files = VmFiles::new(&self.dir);
-                self.guest = Some(Guest::listen(
+                guest = Some(Guest::listen(
                     &files.guest_workshop(),
                     &files.guest_control(),
                     start.number.uid(),
@@ -324,73 +301,49 @@ impl Actor {
             vm::unit(self.unit.clone(), start, &self.context.paths, &self.dir)
         };
         // Before it runs, so that there is never a process of which nobody knows how it is ended.
-        let restarts = self
-            .restarts
-            .saturating_add(u32::from(self.ended_by_itself));
-        let record = Record::of(start, &self.dir, restarts, self.failures);
-        self.announced = record.manner != Manner::Microvm;
+        let restarts = self.restarts.saturating_add(u32::from(ran));
+        let record = Record::of(start, &self.dir, restarts, failures);
         self.book.write(&record);
-        self.record = Some(record);
+        let announced = record.manner != Manner::Microvm;
+        let mut run = Run::found(Some(record), announced);
+        run.guest = guest;
         self.context.units.start(unit).await?;
         self.restarts = restarts;
-        Ok(())
+        Ok(run)
     }
 
-    fn hear(&mut self, event: FromGuest) {
-        match event {
-            FromGuest::Started => self.announced = true,
-            FromGuest::Exited { code } => {
-                self.said = Some(format!("the container ended with status {code}"))
-            }
-            FromGuest::Failed { message } => {
-                let message: String = message
-                    .chars()
-                    .take(500)
-                    .filter(|c| !c.is_control())
-                    .collect();
-                self.said = Some(format!("the container could not be started: {message}"));
-            }
-        }
-    }
-
+    /// Tells how it is.
     fn tell(&mut self, wanted: &Input, phase: Option<AppPhase>) {
-        let since = self
-            .since
-            .of(self.record.as_ref().map_or(0, |record| record.started));
-        let phase = phase.unwrap_or_else(|| {
-            status::phase(
-                &self.life,
-                &wanted.want,
-                self.announced,
-                since,
-                self.trouble.as_ref(),
-            )
-        });
+        let trouble = match &self.life {
+            Life::BackOff { failure, .. } => Some(failure.trouble()),
+            _ => None,
+        };
+        self.tell_with(wanted, phase, trouble);
+    }
+
+    fn tell_with(&mut self, wanted: &Input, phase: Option<AppPhase>, own: Option<Trouble>) {
+        let phase = phase.unwrap_or_else(|| status::phase(&mut self.life, &wanted.want));
         // What it waits for now is of more use than how it ended.
         let trouble = match phase {
-            AppPhase::Preparing => wanted.trouble.as_ref().or(self.trouble.as_ref()),
-            _ => self.trouble.as_ref().or(wanted.trouble.as_ref()),
+            AppPhase::Preparing => wanted.trouble.clone().or(own),
+            _ => own.or_else(|| wanted.trouble.clone()),
         };
-        let trouble = trouble.cloned();
         let files = VmFiles::new(&self.dir);
-        let running = self.process.is_some();
+        let run = self.life.run().filter(|run| run.process.is_some());
+        let record = run.and_then(|run| run.record.as_ref());
         let status = AppStatus {
             name: wanted.name.clone(),
             phase,
             restarts: self.restarts,
             addresses: wanted.addresses.clone(),
-            console: self
-                .record
-                .as_ref()
-                .and_then(|record| record.console.clone())
-                .filter(|_| running),
-            pid: self.process.as_ref().map(|process| process.pid),
+            console: record.and_then(|record| record.console.clone()),
+            pid: run
+                .and_then(|run| run.process.as_ref())
+                .map(|process| process.pid),
             unit: Some(self.unit.clone()),
             links: wanted.links.clone(),
-            control: self
-                .record
-                .as_ref()
-                .filter(|record| running && record.manner != Manner::Native)
+            control: record
+                .filter(|record| record.manner != Manner::Native)
                 .map(|_| files.control()),
             trouble,
         };
@@ -404,11 +357,10 @@ impl Actor {
     }
 }
 
-async fn event(guest: Option<&mut Guest>) -> FromGuest {
-    if let Some(guest) = guest
-        && let Some(event) = guest.event().await
-    {
-        return event;
+/// Waits for news of a process; without one there are none.
+async fn news(run: Option<&mut Run>) -> News {
+    match run {
+        Some(run) => run.news().await,
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }

@@ -1,6 +1,6 @@
-//! Small files that outlive a power cut.
+//! Small files that are kept in two generations and checked when they are read.
 //!
-//! The crate of the same name sees to it that a file is there whole. Here is what the agent wants above that: the version
+//! The crate `durable` sees to it that a file outlives a power cut whole. Here is what the agent wants above that: the version
 //! before it stays as `NAME.old`, so that a block gone bad costs one generation and not the device's identity, and what is
 //! read back is checked against a SHA-256 in the file's first line:
 //!
@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use ::durable::{beside, fail, with_suffix};
+use durable::{beside, fail, with_suffix};
 use protocol::digest::Digest;
 
 const MAGIC: &str = "skerry-durable-1 ";
@@ -21,12 +21,12 @@ const HEADER: usize = MAGIC.len() + 64 + 1;
 /// Largest file that is read back: 64 MiB. A checkpoint is the largest that there is, and a device config is far below.
 const MAX: u64 = 64 * 1024 * 1024;
 
-/// Why a lasting file could not be written or read.
+/// Why such a file could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
     #[error("{0}; check the disk and the space left on it")]
-    File(#[from] ::durable::Error),
+    File(#[from] durable::Error),
     /// The content does not have the digest that its first line names, and neither has the generation before it.
     #[error("read {path}: content is damaged and there is no whole older generation")]
     Damaged {
@@ -44,15 +44,15 @@ pub fn write(path: &Path, payload: &[u8]) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(fail("making the folder", dir))?;
     let header = format!("{MAGIC}{}\n", Digest::of(payload).hex());
     let new = beside(path);
-    ::durable::fill(&new, &[header.as_bytes(), payload].concat(), 0o600)?;
+    durable::fill(&new, &[header.as_bytes(), payload].concat(), 0o600)?;
 
     // A damaged file must not push a whole older generation out.
     if matches!(read_one(path), Ok(Some(_))) {
         let old = older(path);
-        ::durable::remove(&old)?;
+        durable::remove(&old)?;
         fs::hard_link(path, &old).map_err(fail("linking", &old))?;
     }
-    Ok(::durable::rename(&new, path)?)
+    Ok(durable::rename(&new, path)?)
 }
 
 /// Reads what [`write()`] left at `path`, or the generation before it if that one is damaged.
@@ -80,8 +80,8 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// When the file system refuses.
 pub fn remove(path: &Path) -> Result<(), Error> {
     // The older one first: alone it would be taken for the file.
-    ::durable::remove(&older(path))?;
-    Ok(::durable::remove(path)?)
+    durable::remove(&older(path))?;
+    Ok(durable::remove(path)?)
 }
 
 /// [`write()`] on a thread that may block.

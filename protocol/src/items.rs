@@ -1,0 +1,157 @@
+//! Names of what EVE's messages have no field for: items of ours in the maps and lists that EVE leaves open.
+//!
+//! | item of | name | what it says |
+//! |---|---|---|
+//! | `ZInfoConfigItemStatus.config_items` | [`CONFIG_HASH`] | the hash of the config in force |
+//! | | [`trouble`] | a trouble of the device as a whole |
+//! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
+//!
+//! The device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
+
+use std::fmt;
+
+use crate::ids::AppId;
+
+/// Config item whose value is the hash of the config in force.
+pub const CONFIG_HASH: &str = "skerry.config.hash";
+
+const TROUBLE: &str = "skerry.trouble.";
+const PROCESS: &str = "skerry.process.";
+const PSS: &str = ".pssBytes";
+const APP: &str = "skerry.app.";
+
+/// Name of the config item whose error is the device's trouble with `topic`.
+#[must_use]
+pub fn trouble(topic: impl fmt::Display) -> String {
+    format!("{TROUBLE}{topic}")
+}
+
+/// The topic of a trouble, if the config item of this name is one.
+#[must_use]
+pub fn trouble_topic(name: &str) -> Option<&str> {
+    name.strip_prefix(TROUBLE)
+}
+
+/// Name of a metric item of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricName {
+    /// Proportional memory of the process with this number, in bytes; of a monitor without the guest's RAM.
+    ProcessPss(u32),
+    /// A figure of an app.
+    App(AppId, AppFigure),
+}
+
+/// A figure of an app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppFigure {
+    /// How often it was started again after it had ended by itself.
+    Restarts,
+    /// Memory of its monitor without the guest's RAM, in bytes.
+    MonitorBytes,
+    /// Bytes that it read from its disks.
+    DiskReadBytes,
+    /// Bytes that it wrote to its disks.
+    DiskWriteBytes,
+}
+
+impl AppFigure {
+    const ALL: [Self; 4] = [
+        Self::Restarts,
+        Self::MonitorBytes,
+        Self::DiskReadBytes,
+        Self::DiskWriteBytes,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Restarts => "restarts",
+            Self::MonitorBytes => "monitorBytes",
+            Self::DiskReadBytes => "diskReadBytes",
+            Self::DiskWriteBytes => "diskWriteBytes",
+        }
+    }
+}
+
+impl fmt::Display for MetricName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProcessPss(pid) => write!(out, "{PROCESS}{pid}{PSS}"),
+            Self::App(app, metric) => write!(out, "{APP}{app}.{}", metric.name()),
+        }
+    }
+}
+
+impl MetricName {
+    /// Reads a name. What is not one of ours is nothing: devices may have items that this end does not know.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        if let Some(rest) = text.strip_prefix(PROCESS) {
+            let pid = rest.strip_suffix(PSS)?.parse().ok()?;
+            return Some(Self::ProcessPss(pid));
+        }
+        let (app, name) = text.strip_prefix(APP)?.split_once('.')?;
+        let metric = AppFigure::ALL
+            .into_iter()
+            .find(|metric| metric.name() == name)?;
+        Some(Self::App(app.parse().ok()?, metric))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn names_are_as_the_contract_says_and_are_read_back() {
+        let app = AppId(Uuid::from_u128(7));
+        let of_app = |metric| MetricName::App(app, metric);
+        for (name, text) in [
+            (
+                MetricName::ProcessPss(9),
+                "skerry.process.9.pssBytes".into(),
+            ),
+            (
+                of_app(AppFigure::Restarts),
+                format!("skerry.app.{app}.restarts"),
+            ),
+            (
+                of_app(AppFigure::MonitorBytes),
+                format!("skerry.app.{app}.monitorBytes"),
+            ),
+            (
+                of_app(AppFigure::DiskReadBytes),
+                format!("skerry.app.{app}.diskReadBytes"),
+            ),
+            (
+                of_app(AppFigure::DiskWriteBytes),
+                format!("skerry.app.{app}.diskWriteBytes"),
+            ),
+        ] {
+            assert_eq!(name.to_string(), text);
+            assert_eq!(MetricName::read(&text), Some(name));
+        }
+        assert_eq!(trouble("config.parts"), "skerry.trouble.config.parts");
+        assert_eq!(
+            trouble_topic("skerry.trouble.config.parts"),
+            Some("config.parts")
+        );
+    }
+
+    #[test]
+    fn what_is_not_ours_is_nothing() {
+        for text in [
+            "",
+            "else",
+            "skerry.process.x.pssBytes",
+            "skerry.process.9.rssBytes",
+            "skerry.app.nonsense.restarts",
+            "skerry.app.00000000-0000-0000-0000-000000000007",
+            "skerry.app.00000000-0000-0000-0000-000000000007.else",
+        ] {
+            assert_eq!(MetricName::read(text), None, "{text}");
+        }
+        assert_eq!(trouble_topic("timer.config.interval"), None);
+    }
+}
