@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | `ZInfoConfigItemStatus.config_items` | [`CONFIG_HASH`] | the hash of the config in force |
 //! | | [`trouble`] | a trouble of the device as a whole |
+//! | `EdgeDevConfig.configItems` | [`KEEP_RUNNING`] | whether a device that is refused goes on with what it runs |
 //! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
 //!
-//! The device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
+//! But for the one in the config, the device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
 
 use std::fmt;
 
@@ -14,6 +15,9 @@ use crate::ids::AppId;
 
 /// Config item whose value is the hash of the config in force.
 pub const CONFIG_HASH: &str = "skerry.config.hash";
+
+/// Item of a config, in its list `configItems`: `false` if a device whose boot is refused must stop what it runs. Absent: it goes on.
+pub const KEEP_RUNNING: &str = "skerry.attestation.keep.running";
 
 const TROUBLE: &str = "skerry.trouble.";
 const PROCESS: &str = "skerry.process.";

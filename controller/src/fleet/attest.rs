@@ -9,6 +9,8 @@
 //! A nonce is written down before it is given out and struck out before it is used, so that no quote is taken twice, not even after
 //! the controller was killed in between.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use onboarding::attest::verifier::{
     self, DeviceCertificates, ReceivedCertificate, Request, Submission,
@@ -16,8 +18,8 @@ use onboarding::attest::verifier::{
 use onboarding::attest::{QuoteAnswer, StoreKeysAnswer};
 use onboarding::quote::{Check, Conclusion, Outcome, Report};
 use operator_api::{
-    Attestation, AttestationConclusion, AttestationLevel, BootOccasion, Verdict, VerdictOutcome,
-    WatchEventType,
+    Attestation, AttestationConclusion, AttestationLevel, BootOccasion, Device, DeviceSpec,
+    Object as _, Verdict, VerdictOutcome, WatchEventType,
 };
 use prost::Message as _;
 use protocol::envelope;
@@ -26,9 +28,9 @@ use protocol::ids::DeviceId;
 use protocol::keys::VerifyingKey;
 
 use super::registry::Entry;
-use super::{Fleet, Opened, Refused, admission, boots};
-use crate::store;
+use super::{Fleet, Opened, Refused, admission, boots, policy};
 use crate::store::identities::{self, AttestationKeys, Counters, Ground, Token};
+use crate::store::{self, objects};
 
 impl Fleet {
     /// Answers one request of the exchange; the answer is sealed.
@@ -131,6 +133,7 @@ impl Fleet {
     ) -> Result<ZAttestResponse, Refused> {
         let id = device.id;
         let now = Timestamp::now();
+        let trust = self.trust().await?;
         let mut writer = self.store.write().await?;
         let keys = identities::attestation_keys(&mut writer, id).await?;
         let ground = identities::ground(&mut writer, id).await?;
@@ -152,6 +155,21 @@ impl Fleet {
                 outcome: admission::counters_outcome(ground.counters, Some(counters)),
             });
         }
+        let device_object = objects::by_id::<Device>(&mut writer, id)
+            .await?
+            .unwrap_or_else(|| {
+                // It is being deleted; there is nothing more to know of it.
+                Device::new("", DeviceSpec::default())
+            });
+        let facts = ground.facts.clone().unwrap_or_default();
+        let ruling = trust.rulings.judge(
+            &mut report,
+            policy::model(&facts, &device_object),
+            submission,
+        );
+        let age = ruling.map_or(self.settings.attestation_age, |ruling| {
+            Duration::from_secs(60 * u64::from(ruling.policy.max_age_minutes))
+        });
         let level = level(&report, &ground);
         let mut attestation = attestation(&report, level, now);
         let good = attestation.conclusion == AttestationConclusion::Trusted;
@@ -161,8 +179,7 @@ impl Fleet {
         let token = match report.conclusion() {
             Conclusion::Trusted | Conclusion::Unproven => Some(Token {
                 bytes: verifier::integrity_token()?.to_vec(),
-                ends: now.as_millisecond()
-                    + i64::try_from(self.settings.attestation_age.as_millis()).unwrap_or(i64::MAX),
+                ends: now.as_millisecond() + i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
             }),
             Conclusion::Refused => None,
         };

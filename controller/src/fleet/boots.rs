@@ -6,18 +6,16 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
-use onboarding::eventlog::{self, EventLog, MAX_LOG};
+use onboarding::eventlog::{self, MAX_LOG};
 use onboarding::quote::BootFacts;
 use operator_api::{Attestation, Boot, BootOccasion, BootSpec, BootStatus, Device, Object as _};
 use protocol::ids::DeviceId;
 use uuid::Uuid;
 
+use super::policy::Rulings;
 use super::{Fault, Fleet};
 use crate::store::boots::{self, Kept, Seen};
 use crate::store::{Connection, StoreError, objects};
-
-/// Most differences that are told.
-const MAX_DIFFERENCES: usize = 200;
 
 /// What is kept of a boot.
 pub(super) fn seen(
@@ -76,7 +74,12 @@ pub(super) async fn differences(
     let (Some(before), Some(now)) = (before, log.and_then(read)) else {
         return Ok(Vec::new());
     };
-    Ok(words(&before, &now))
+    let difference = eventlog::difference(&before, &now);
+    let mut words: Vec<String> = difference.changes.iter().map(ToString::to_string).collect();
+    if difference.more > 0 {
+        words.push(format!("and {} more", difference.more));
+    }
+    Ok(words)
 }
 
 impl Fleet {
@@ -97,14 +100,17 @@ impl Fleet {
             return Ok(Vec::new());
         };
         let kept = boots::list(&mut reader, id).await?;
+        drop(reader);
+        let trust = self.trust().await?;
         Ok(kept
             .into_iter()
-            .map(|kept| shown(name, id.into(), kept))
+            .map(|kept| shown(name, id.into(), kept, &trust.rulings))
             .collect())
     }
 }
 
-fn shown(device: &str, id: Uuid, kept: Kept) -> Boot {
+fn shown(device: &str, id: Uuid, kept: Kept, rulings: &Rulings) -> Boot {
+    let firmware = rulings.shown_firmware(&kept);
     let Kept { seq, seen } = kept;
     let mut boot = Boot::new(format!("{device}-{seq}"), BootSpec::default());
     let name = format!("boot/{seq}");
@@ -118,30 +124,8 @@ fn shown(device: &str, id: Uuid, kept: Kept) -> Boot {
         restart_count: seen.counts.map(|(_, restarts)| restarts.into()),
         attestation: seen.attestation,
         pcrs: seen.pcrs,
-        firmware: None,
+        firmware,
         conditions: Vec::new(),
     };
     boot
-}
-
-/// Differences in words.
-fn words(before: &EventLog, now: &EventLog) -> Vec<String> {
-    let text = |log: &EventLog| -> Vec<String> {
-        log.events
-            .iter()
-            .map(|event| format!("PCR {}: {}", event.pcr, eventlog::describe(event).text))
-            .collect()
-    };
-    let (before, now) = (text(before), text(now));
-    now.iter()
-        .filter(|line| !before.contains(line))
-        .map(|line| format!("new: {line}"))
-        .chain(
-            before
-                .iter()
-                .filter(|line| !now.contains(line))
-                .map(|line| format!("gone: {line}")),
-        )
-        .take(MAX_DIFFERENCES)
-        .collect()
 }

@@ -6,7 +6,7 @@
 //! | [`enrol`] | who becomes a device by the image's onboarding key |
 //! | [`boots`] | what is kept of boots |
 //! | [`trust`], [`rulebook`] | whom and what is believed |
-//! | [`attest`] | who is trusted on its present boot |
+//! | [`attest`], [`policy`] | who is trusted on its present boot |
 //! | [`poll`] | who gets which config |
 //! | [`plan`], [`names`], [`ranges`] | what a config says (pure) |
 //! | [`telemetry`], [`status`], [`figures`] | what becomes of info and metrics |
@@ -28,6 +28,7 @@ pub mod manifest;
 pub mod names;
 pub mod objects;
 pub mod plan;
+pub mod policy;
 pub mod poll;
 pub mod ranges;
 pub mod registry;

@@ -18,13 +18,14 @@ use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Objec
 use prost::Message as _;
 use protocol::eve::common::{EncryptionBlock, IpRange, Ipspec, PhyIoType};
 use protocol::eve::config::{
-    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ContentTree,
+    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ConfigItem, ContentTree,
     DatastoreConfig, DsType, EdgeDevConfig, Format, NetworkAdapter, NetworkInstanceConfig,
     UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
     VolumeRef, ZNetworkInstType,
 };
 use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use protocol::image::ImageReference;
+use protocol::items;
 use protocol::keys::sha256;
 use uuid::Uuid;
 
@@ -45,6 +46,8 @@ pub struct Inputs<'a> {
     pub certificates_hash: &'a str,
     /// Encrypts secrets to the device; none: it gets no secrets.
     pub secrets: Option<&'a Envelope>,
+    /// Whether it keeps running what it runs if its boot is refused.
+    pub keep_running: bool,
 }
 
 /// The config.
@@ -60,6 +63,14 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             network,
             Range::named(&inputs.device.status.app_network),
         )],
+        config_items: if inputs.keep_running {
+            Vec::new()
+        } else {
+            vec![ConfigItem {
+                key: items::KEEP_RUNNING.to_owned(),
+                value: "false".to_owned(),
+            }]
+        },
         ..EdgeDevConfig::default()
     };
     let mut datastores = BTreeMap::new();
@@ -385,6 +396,7 @@ mod tests {
             datastores: &objects.2,
             certificates_hash: "certs",
             secrets,
+            keep_running: true,
         })
     }
 

@@ -12,7 +12,7 @@ use protocol::eve::uuid::{UuidRequest, UuidResponse};
 
 use super::registry::Entry;
 use super::secrets::{self, Envelope};
-use super::{Fleet, Opened, Refused, attest, plan};
+use super::{Fleet, Opened, Refused, attest, plan, policy};
 use crate::store::{Connection, StoreError, identities, objects};
 
 /// Answer to a device that asks for its config.
@@ -75,6 +75,14 @@ impl Fleet {
         let (object, apps, datastores) = inputs(&mut reader, device)
             .await?
             .ok_or_else(|| Refused::UnknownDevice(device.certificate.hash().to_string()))?;
+        let trust = self.trust().await?;
+        let facts = identities::ground(&mut reader, device.id).await?.facts;
+        let facts = facts.unwrap_or_default();
+        let (manufacturer, product) = policy::model(&facts, &object);
+        let keep_running = trust
+            .rulings
+            .of(manufacturer, product)
+            .is_none_or(|ruling| ruling.policy.keep_running);
         let envelope = self.envelope(&mut reader, device).await?;
         drop(reader);
         let config = plan::config(plan::Inputs {
@@ -83,6 +91,7 @@ impl Fleet {
             datastores: &datastores,
             certificates_hash: self.pki.certificates_hash(),
             secrets: envelope.as_ref(),
+            keep_running,
         });
         let hash: Arc<str> = plan::hash(&config).into();
         let mut state = device.state();

@@ -12,6 +12,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use onboarding::enrol::endorsement::Makers;
+use onboarding::policy::SignedReference;
 use operator_api::{
     AttestationPolicy, BootReference, EnrolmentRule, FieldError, Manifest, Object as _, TpmMaker,
     TrustedKey,
@@ -26,7 +27,7 @@ use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use super::objects::{Governed, id_of};
 use super::{Fault, Fleet, manifest};
 use crate::store::objects::Links;
-use crate::store::{Connection, StoreError, manifests, objects};
+use crate::store::{Connection, StoreError, identities, manifests, objects};
 
 /// The point of a P-256 public key in PEM.
 fn public_point(pem: &str) -> Result<Vec<u8>, String> {
@@ -187,7 +188,7 @@ impl Governed for Manifest {
 
 /// The kinds that hang on nothing, and on which the cache of what is believed hangs.
 macro_rules! believed {
-    ($name:ty, $id:ty, $check:expr $(, $written:item)?) => {
+    ($name:ty, $id:ty, $check:expr) => {
         impl Governed for $name {
             async fn admit(
                 _: &mut Connection,
@@ -213,8 +214,6 @@ macro_rules! believed {
             async fn may_go(_: &mut Connection, _: &Self) -> Result<(), Fault> {
                 Ok(())
             }
-
-            $($written)?
 
             fn changed(fleet: &Fleet, _: &Self) {
                 fleet.believed.drop_all();
@@ -246,5 +245,83 @@ believed!(TpmMaker, TpmMakerId, |maker| {
         .map(drop)
         .map_err(|error| ("spec.certificates", error.to_string()))
 });
-believed!(AttestationPolicy, PolicyId, |_| Ok(()));
-believed!(BootReference, BootReferenceId, |_| Ok(()));
+
+/// The kinds on which it hangs what is believed of a boot: with every change, all devices attest anew.
+macro_rules! judged {
+    ($name:ty, $id:ty, $check:expr, $status:expr) => {
+        impl Governed for $name {
+            async fn admit(
+                _: &mut Connection,
+                new: &Self,
+                _: Option<&Self>,
+            ) -> Result<Links, Fault> {
+                let check: fn(&Self) -> Result<(), (&'static str, String)> = $check;
+                check(new).map_err(|(field, message)| {
+                    let what = format!("writing {} `{}`", Self::KIND, new.metadata.name);
+                    Fault::field(what, field, message)
+                })?;
+                Ok(Links::default())
+            }
+
+            async fn concerned(
+                _: &mut Connection,
+                _: &Self,
+                _: Links,
+            ) -> Result<Vec<DeviceId>, StoreError> {
+                Ok(Vec::new())
+            }
+
+            async fn may_go(connection: &mut Connection, _: &Self) -> Result<(), Fault> {
+                Ok(identities::end_tokens(connection).await?)
+            }
+
+            async fn written(connection: &mut Connection, object: &mut Self) -> Result<(), Fault> {
+                let status: fn(&mut Self) = $status;
+                status(object);
+                objects::set_status::<Self>(connection, id_of(object)?, &object.status).await?;
+                Ok(identities::end_tokens(connection).await?)
+            }
+
+            fn changed(fleet: &Fleet, _: &Self) {
+                fleet.attest_anew();
+            }
+
+            fn gone(fleet: &Fleet, _: $id) {
+                fleet.attest_anew();
+            }
+
+            async fn shown(
+                _: &Fleet,
+                _: &mut Connection,
+                object: Self,
+            ) -> Result<Self, StoreError> {
+                Ok(object)
+            }
+        }
+    };
+}
+
+judged!(
+    AttestationPolicy,
+    PolicyId,
+    |policy| super::policy::read(&policy.spec).map(drop),
+    |_| {}
+);
+judged!(
+    BootReference,
+    BootReferenceId,
+    |reference| {
+        SignedReference::open(reference.spec.document.as_bytes())
+            .map(drop)
+            .map_err(|error| ("spec.document", error.to_string()))
+    },
+    |object| {
+        // What was admitted can be read.
+        if let Ok(signed) = SignedReference::open(object.spec.document.as_bytes()) {
+            let reference = signed.reference();
+            object.status.image_version = reference.version.as_str().to_owned();
+            object.status.variant = reference.variant.to_string();
+            object.status.release_key = hex::encode(reference.release_key.point());
+        }
+    }
+);

@@ -34,13 +34,32 @@ impl Envelope {
     ) -> Result<Self, CipherError> {
         let der = pem_to_der(certificate).map_err(|_| CipherError::Point)?;
         let peer = Point::from_certificate_der(&der)?;
-        let hash = CertHash::of_pem_text(certificate);
+        Self::between(
+            own,
+            name,
+            device,
+            &peer,
+            &CertHash::of_pem_text(certificate),
+        )
+    }
+
+    /// For the device whose key exchange key is `peer`, and whose certificate is called `hash`.
+    ///
+    /// # Errors
+    /// What the holder of our own key gives.
+    pub fn between(
+        own: &dyn KeyAgreement,
+        name: &CertHash,
+        device: DeviceId,
+        peer: &Point,
+        hash: &CertHash,
+    ) -> Result<Self, CipherError> {
         // Another certificate on either side is another context.
         let words = format!("cipher/{name}/{}", hash.short());
         let id = Uuid::new_v5(&device.0, words.as_bytes()).to_string();
         Ok(Self {
-            context: cipher::context(&id, name, &hash),
-            key: BlockKey::agree(own, &peer)?,
+            context: cipher::context(&id, name, hash),
+            key: BlockKey::agree(own, peer)?,
         })
     }
 
@@ -50,10 +69,9 @@ impl Envelope {
         let own = cipher::SoftwareAgreement::from_scalar(&[7; 32]).unwrap();
         let peer = cipher::SoftwareAgreement::from_scalar(&[8; 32]).unwrap();
         let name = |byte: u8| CertHash::from_bytes(&[byte; 16]).unwrap();
-        Self {
-            context: cipher::context("context", &name(1), &name(2)),
-            key: BlockKey::agree(&own, &peer.public_point().unwrap()).unwrap(),
-        }
+        let point = peer.public_point().unwrap();
+        let device = DeviceId(Uuid::nil());
+        Self::between(&own, &name(1), device, &point, &name(2)).unwrap()
     }
 
     /// Opens a block again.

@@ -1,11 +1,12 @@
-//! Whom and what the fleet believes, in memory: makers of TPMs, and rules. Read from the store when it is needed, and dropped when an
+//! Whom and what the fleet believes, in memory: makers of TPMs, rules, policies. Read from the store when it is needed, and dropped when an
 //! operator changes any of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use onboarding::enrol::endorsement::Makers;
-use operator_api::{EnrolmentRule, TpmMaker};
+use operator_api::{AttestationPolicy, BootReference, EnrolmentRule, TpmMaker};
 
+use super::policy::Rulings;
 use super::{Fleet, admission};
 use crate::store::{StoreError, objects};
 
@@ -15,6 +16,8 @@ pub struct Trust {
     pub makers: Makers,
     /// Rules, in the order in which they are asked.
     pub rules: Vec<EnrolmentRule>,
+    /// Policies of attestation, and references of images.
+    pub rulings: Rulings,
 }
 
 /// What is believed, as far as it was read.
@@ -64,7 +67,16 @@ impl Fleet {
             tracing::error!(%error, "the TPM makers' certificates; none of them counts");
             Makers::none()
         });
-        let trust = Arc::new(Trust { makers, rules });
+        let policies: Vec<AttestationPolicy> = objects::list(&mut reader).await?;
+        let references: Vec<BootReference> = objects::list(&mut reader).await?;
+        let documents = references
+            .into_iter()
+            .map(|reference| (reference.metadata.name, reference.spec.document));
+        let trust = Arc::new(Trust {
+            makers,
+            rules,
+            rulings: Rulings::new(policies, documents),
+        });
         let mut slot = self.believed.slot();
         if slot.epoch == epoch {
             slot.trust = Some(trust.clone());

@@ -3,7 +3,7 @@
 //! ```text
 //! root.HASH.key.pem --delegation--> signing.HASH.key.pem --signs--> challenges, grants
 //!   (may be taken away)                                    sealing.key.pem opens what devices send
-//! root.HASH.key.pem of the next root                       cookie.key      what a challenge must remember
+//! root.HASH.key.pem of the next root
 //!   (may be taken away, too)
 //! ```
 //!
@@ -12,7 +12,7 @@
 //! | `owner.json` | which roots there were and are, the delegation: public, and what everything hangs on |
 //! | `root.HASH.key.pem` | a root's key, by the first digits of its hash; needed to delegate and to follow |
 //! | `signing.HASH.key.pem` | the delegate's key |
-//! | `sealing.key.pem`, `cookie.key` | what only this controller reads |
+//! | `sealing.key.pem` | what only this controller reads |
 //!
 //! Key files carry their hash in their names, and `owner.json` says which of them count: so that every change is the writing of a new
 //! key beside the old ones and then of that one file, and a power cut in between leaves what was.
@@ -32,7 +32,6 @@ use protocol::digest::Digest;
 use protocol::enrolment::owner::{self, Delegate, MAX_SUCCESSIONS, Pinned};
 use protocol::enrolment::wire::{DelegationPayload, OwnerChain, OwnerStatement, SuccessionPayload};
 use protocol::keys::SoftwareSigner;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -318,7 +317,9 @@ impl Owner {
         let sealing_point = sealing
             .public_point()
             .map_err(|error| damaged(&path, error))?;
-        let cookie = cookie_key(&directory.join("cookie.key"))?;
+        // A fresh one at each start: it must not serve for ever (its nonces are random), and costs the devices that are just then between
+        // two flights another try.
+        let cookie = CookieKey::random().map_err(|error| PkiError::Owner(error.to_string()))?;
         let stored = match Stored::read(directory)? {
             Some(stored) => stored,
             None => {
@@ -570,22 +571,6 @@ impl Owner {
                 .map_err(|error| damaged(&self.directory, error))?,
         })
     }
-}
-
-fn cookie_key(path: &Path) -> Result<CookieKey, PkiError> {
-    let mut bytes = [0; 32];
-    match files::read(path)? {
-        Some(text) => {
-            hex::decode_to_slice(text.trim(), &mut bytes).map_err(|error| damaged(path, error))?
-        }
-        None => {
-            SystemRandom::new()
-                .fill(&mut bytes)
-                .map_err(|_| PkiError::Owner("the random source failed".to_owned()))?;
-            files::write_secret(path, &format!("{}\n", hex::encode(bytes)))?;
-        }
-    }
-    Ok(CookieKey::new(bytes))
 }
 
 #[cfg(test)]

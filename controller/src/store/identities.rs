@@ -544,6 +544,14 @@ pub async fn set_attestation(
     .map(drop)
 }
 
+/// Ends the tokens of all devices: they attest anew.
+pub async fn end_tokens(connection: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query("UPDATE identities SET token = NULL, token_ends = NULL WHERE token IS NOT NULL")
+        .write(connection, "ending tokens")
+        .await
+        .map(drop)
+}
+
 /// The keys that the device left here, as they came.
 pub async fn keys(
     connection: &mut Connection,

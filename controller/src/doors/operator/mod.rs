@@ -36,6 +36,10 @@ pub fn router(fleet: Arc<Fleet>) -> Router {
         .route("/waiting", get(waiting::list))
         .route("/waiting/decisions", post(waiting::decide))
         .route("/waiting/{name}", get(waiting::get).delete(waiting::forget))
+        .route(
+            "/attestationpolicies/{name}/firmware",
+            post(waiting::accept_firmware),
+        )
         .route("/devices/{name}/boots", get(waiting::boots))
         .route("/devices/{name}/log", get(logs::log::<Device>))
         .route("/apps/{name}/log", get(logs::log::<App>))

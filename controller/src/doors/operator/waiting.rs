@@ -1,11 +1,14 @@
-//! The waiting room, and the boots that were seen.
+//! The waiting room, the boots that were seen, and what a person accepts of them.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
-use operator_api::{Boot, List, WaitingDecided, WaitingDecisionRequest, WaitingMachine};
+use operator_api::{
+    AcceptFirmwareRequest, AttestationPolicy, Boot, List, WaitingDecided, WaitingDecisionRequest,
+    WaitingMachine,
+};
 
 use super::collections::parse;
 use super::problem::Answer;
@@ -48,6 +51,15 @@ pub(super) async fn decide(
 ) -> Result<Json<WaitingDecided>, Answer> {
     let request: WaitingDecisionRequest = parse(&read_body(body, MAX_DECISION).await?)?;
     Ok(Json(fleet.decide_waiting(&request, &user.name).await?))
+}
+
+pub(super) async fn accept_firmware(
+    State(fleet): State<Arc<Fleet>>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<AttestationPolicy>, Answer> {
+    let request: AcceptFirmwareRequest = parse(&read_body(body, MAX_DECISION).await?)?;
+    Ok(Json(fleet.accept_firmware(&name, &request).await?.object))
 }
 
 pub(super) async fn boots(

@@ -120,7 +120,7 @@ fn keys_are_for_the_owner_only() {
             );
         }
     }
-    assert_eq!(keys, 5);
+    assert_eq!(keys, 4);
 }
 
 #[test]
