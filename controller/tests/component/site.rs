@@ -105,6 +105,25 @@ impl Site {
         &self.controller.fleet
     }
 
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> i64 {
+        let mut reader = self.controller.store.read().await.unwrap();
+        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}")))
+            .fetch_one(&mut *reader)
+            .await
+            .unwrap()
+    }
+
+    /// Does to the store what no request can.
+    pub async fn sql(&self, statement: &str) {
+        let mut writer = self.controller.store.write().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(statement.to_owned()))
+            .execute(&mut *writer)
+            .await
+            .unwrap();
+        writer.commit().await.unwrap();
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.address.port())
     }
