@@ -148,6 +148,7 @@ fn a_shared_point_is_the_same_on_both_ends_with_both_coordinates() {
     let key = tpm.load(&parent, &blob).unwrap();
     let point = key.public().p256_point().unwrap();
     let inside = Point::from_coordinates(point.x, point.y).unwrap();
+    let session = tpm.start_hmac_session(&parent, parent.public()).unwrap();
     for scalar in [[1; 32], [0x5a; 32], [0x77; 32]] {
         let software = SoftwareAgreement::from_scalar(&scalar).unwrap();
         let public = software.public_point().unwrap();
@@ -155,14 +156,15 @@ fn a_shared_point_is_the_same_on_both_ends_with_both_coordinates() {
             x: *public.x(),
             y: *public.y(),
         };
-        let shared = tpm.ecdh_zgen(key.handle(), &other).unwrap();
+        let shared = tpm.ecdh_zgen(&key, &session, &other).unwrap();
         let expected = software.agree(&inside).unwrap();
         assert_eq!((&shared.x, &shared.y), (expected.x(), expected.y()));
     }
     // Not on the curve.
     let error = tpm
         .ecdh_zgen(
-            key.handle(),
+            &key,
+            &session,
             &EccPoint {
                 x: [1; 32],
                 y: [2; 32],
@@ -259,12 +261,16 @@ fn a_credential_opens_with_the_right_two_keys_only() {
             .make_credential(ek.handle(), &secret, key.name())
             .unwrap();
         assert_eq!(
-            tpm.activate_credential(&key, &ek, &wrapped, &seed).unwrap(),
+            tpm.activate_credential(&key, &ek, ek.public(), &wrapped, &seed)
+                .unwrap(),
             secret
         );
         let mut changed = wrapped.clone();
         *changed.last_mut().unwrap() ^= 1;
-        assert!(tpm.activate_credential(&key, &ek, &changed, &seed).is_err());
+        assert!(
+            tpm.activate_credential(&key, &ek, ek.public(), &changed, &seed)
+                .is_err()
+        );
     }
     drop(key);
     let parent = tpm
@@ -281,7 +287,7 @@ fn a_credential_opens_with_the_right_two_keys_only() {
         .unwrap();
     let (wrapped, seed) = tpm.make_credential(ek.handle(), &secret, &name).unwrap();
     assert!(
-        tpm.activate_credential(&other, &ek, &wrapped, &seed)
+        tpm.activate_credential(&other, &ek, ek.public(), &wrapped, &seed)
             .is_err()
     );
     drop((other, ek));

@@ -171,7 +171,8 @@ fn wire_quote(evidence: Evidence) -> ZAttestQuote {
     }
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+/// Packs an event log.
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     // Writing into a vector does not fail; if it did, the log would be left out as a missing one is.
     match encoder.write_all(bytes).and_then(|()| encoder.finish()) {

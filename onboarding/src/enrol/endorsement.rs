@@ -1,6 +1,61 @@
 //! Whose TPM it is: an endorsement key's form, its certificate, and the makers that the owner trusts.
+//!
+//! ```text
+//! EK public area --same key--> EK certificate --issuer, signature--> intermediate ... --> an anchor that the owner trusts
+//! ```
+//!
+//! A certificate's end of life is ignored, because a TPM outlives it and nobody renews it (TCG EK Credential Profile, 3.2.5 lets it have
+//! none); its algorithms are not: what is signed with SHA-1 or with RSA below 2048 bits counts as signed by nobody. Nothing is fetched:
+//! what is not in the TPM or in the owner's list is not there.
 
-/// Roots (and intermediate authorities) of TPM makers that the owner trusts.
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::asn1_rs::{Oid, oid};
+use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer as _;
+
+use crate::keys::is_for;
+use crate::tpm::template::{EkAlgorithm, endorsement_key};
+use crate::wire::{Public, PublicKind};
+
+/// Longest certificate, DER, in bytes.
+pub const MAX_CERTIFICATE: usize = 8 << 10;
+/// Most certificates between an EK certificate and its root.
+pub const MAX_CHAIN: usize = 5;
+/// Most anchors in an owner's list: there are some hundred authorities of makers.
+const MAX_ANCHORS: usize = 2000;
+
+/// sha256WithRSAEncryption, sha384..., sha512..., ecdsa-with-SHA256, -SHA384, RSASSA-PSS.
+const SIGNATURES: [Oid<'static>; 6] = [
+    oid!(1.2.840.113549.1.1.11),
+    oid!(1.2.840.113549.1.1.12),
+    oid!(1.2.840.113549.1.1.13),
+    oid!(1.2.840.10045.4.3.2),
+    oid!(1.2.840.10045.4.3.3),
+    oid!(1.2.840.113549.1.1.10),
+];
+/// tcg-kp-EKCertificate.
+const EK_USAGE: Oid<'static> = oid!(2.23.133.8.1);
+/// The template that an endorsement key was made after; `None` if it is after none of those that are known here. The form is exact, so
+/// that one key has one name.
+#[must_use]
+pub fn form(public: &Public) -> Option<EkAlgorithm> {
+    let (algorithm, mut blank) = match public.kind {
+        PublicKind::Rsa { .. } => (EkAlgorithm::Rsa2048, public.clone()),
+        PublicKind::Ecc { .. } => (EkAlgorithm::P256, public.clone()),
+    };
+    match &mut blank.kind {
+        PublicKind::Rsa { modulus, .. } => modulus.fill(0),
+        PublicKind::Ecc { x, y, .. } => {
+            x.fill(0);
+            y.fill(0);
+        }
+    }
+    (blank == endorsement_key(algorithm) && *public != blank).then_some(algorithm)
+}
+
+/// Roots (and intermediate authorities) of TPM makers that the owner trusts. Whatever is in the list is trusted for itself, whoever
+/// signed it.
 #[derive(Debug, Clone, Default)]
 pub struct Makers {
     anchors: Vec<Vec<u8>>,
@@ -17,6 +72,12 @@ pub enum MakersError {
         /// What is wrong with it.
         what: String,
     },
+    /// The list is too long.
+    #[error("reading the TPM makers' certificates: there are more than {MAX_ANCHORS}")]
+    TooMany,
+    /// There is no block in the text.
+    #[error("reading the TPM makers' certificates: there is no certificate in PEM")]
+    Empty,
 }
 
 impl Makers {
@@ -26,12 +87,38 @@ impl Makers {
         Self::default()
     }
 
-    /// Reads certificates in PEM, one after the other.
+    /// Reads certificates in PEM, one after the other; text between them is skipped.
     ///
     /// # Errors
-    /// [`MakersError`].
-    pub fn from_pem(_text: &str) -> Result<Self, MakersError> {
-        Ok(Self { anchors: vec![] })
+    /// [`MakersError`]: a block that is no certificate of an authority; no block; too many.
+    pub fn from_pem(text: &str) -> Result<Self, MakersError> {
+        let mut anchors = vec![];
+        for (index, block) in Pem::iter_from_buffer(text.as_bytes()).enumerate() {
+            let bad = |what: String| MakersError::Certificate {
+                number: index + 1,
+                what,
+            };
+            let block = block.map_err(|error| bad(error.to_string()))?;
+            let (rest, certificate) = X509Certificate::from_der(&block.contents)
+                .map_err(|error| bad(error.to_string()))?;
+            if !rest.is_empty() {
+                return Err(bad("bytes are left over behind it".to_owned()));
+            }
+            if !may_sign(&certificate, 0) {
+                return Err(bad(format!(
+                    "{} is not an authority: it may not sign certificates",
+                    certificate.subject()
+                )));
+            }
+            if anchors.len() == MAX_ANCHORS {
+                return Err(MakersError::TooMany);
+            }
+            anchors.push(block.contents);
+        }
+        if anchors.is_empty() {
+            return Err(MakersError::Empty);
+        }
+        Ok(Self { anchors })
     }
 
     /// How many there are.
@@ -45,4 +132,185 @@ impl Makers {
     pub fn is_empty(&self) -> bool {
         self.anchors.is_empty()
     }
+
+    /// Judges an EK certificate, DER, and what leads from it to an anchor.
+    #[must_use]
+    pub fn judge(&self, public: &Public, certificate: &[u8], chain: &[Vec<u8>]) -> Endorsed {
+        match self.follow(public, certificate, chain) {
+            Ok(maker) => Endorsed::Trusted { maker },
+            Err(verdict) => verdict,
+        }
+    }
+
+    fn follow(
+        &self,
+        public: &Public,
+        certificate: &[u8],
+        chain: &[Vec<u8>],
+    ) -> Result<String, Endorsed> {
+        let leaf = read(certificate).map_err(Endorsed::Refuted)?;
+        if !is_for(&leaf, public) {
+            return Err(Endorsed::Refuted(
+                "it is for another key than the endorsement key".to_owned(),
+            ));
+        }
+        check_leaf(&leaf).map_err(Endorsed::Refuted)?;
+        let mut present = leaf;
+        for depth in 0..=MAX_CHAIN {
+            if let Some(name) = self.anchored(&present, depth)? {
+                return Ok(name);
+            }
+            let issuer = chain.iter().filter_map(|der| read(der).ok()).find(|next| {
+                next.subject().as_raw() == present.issuer().as_raw()
+                    && next.subject().as_raw() != next.issuer().as_raw()
+                    && may_sign(next, depth)
+                    && signed(&present, next)
+            });
+            match issuer {
+                Some(next) => present = next,
+                None => break,
+            }
+        }
+        Err(Endorsed::Untrusted {
+            issuer: present.issuer().to_string(),
+        })
+    }
+
+    /// The anchor that signed `present`, or is it. An anchor of the issuer's name whose key did not sign it refutes it, unless another
+    /// of the same name did.
+    fn anchored(
+        &self,
+        present: &X509Certificate<'_>,
+        depth: usize,
+    ) -> Result<Option<String>, Endorsed> {
+        let mut named = false;
+        for anchor in &self.anchors {
+            // Read before the list was taken.
+            let Ok(anchor) = read(anchor) else { continue };
+            if depth > 0 && anchor.as_raw() == present.as_raw() {
+                return Ok(Some(anchor.subject().to_string()));
+            }
+            if anchor.subject().as_raw() != present.issuer().as_raw() || !may_sign(&anchor, depth) {
+                continue;
+            }
+            if signed(present, &anchor) {
+                return Ok(Some(anchor.subject().to_string()));
+            }
+            named = true;
+        }
+        if named {
+            return Err(Endorsed::Refuted(format!(
+                "{} did not sign it, or with an algorithm that is not accepted",
+                present.issuer()
+            )));
+        }
+        Ok(None)
+    }
 }
+
+/// What an EK certificate is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endorsed {
+    /// It leads to an anchor, with this name.
+    Trusted {
+        /// The anchor's name.
+        maker: String,
+    },
+    /// Nothing is wrong with it, but the owner does not know its maker.
+    Untrusted {
+        /// Who would have to be known.
+        issuer: String,
+    },
+    /// It is not what it should be.
+    Refuted(String),
+}
+
+fn read(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    if der.len() > MAX_CERTIFICATE {
+        return Err(format!(
+            "it has {} bytes, at most {MAX_CERTIFICATE} are read",
+            der.len()
+        ));
+    }
+    match X509Certificate::from_der(der) {
+        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(_) => Err("bytes are left over behind it".to_owned()),
+        Err(error) => Err(format!("it cannot be read: {error}")),
+    }
+}
+
+/// Whether `issuer`'s key signed `certificate`, with an algorithm that counts.
+fn signed(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+    SIGNATURES.contains(&certificate.signature_algorithm.algorithm)
+        && certificate.signature_algorithm == certificate.tbs_certificate.signature
+        && certificate
+            .verify_signature(Some(issuer.public_key()))
+            .is_ok()
+}
+
+/// Whether an authority may sign a certificate with `depth` others below that one.
+fn may_sign(authority: &X509Certificate<'_>, depth: usize) -> bool {
+    let is_authority = match authority.basic_constraints() {
+        Ok(Some(constraints)) => {
+            constraints.value.ca
+                && constraints
+                    .value
+                    .path_len_constraint
+                    .is_none_or(|most| usize::try_from(most).is_ok_and(|most| depth <= most))
+        }
+        // Some makers' roots are of X.509's first version, which has no extensions.
+        Ok(None) => authority.extensions().is_empty(),
+        Err(_) => false,
+    };
+    let may = match authority.key_usage() {
+        Ok(Some(usage)) => usage.value.key_cert_sign(),
+        Ok(None) => true,
+        Err(_) => false,
+    };
+    is_authority && may && unknown_critical(authority).is_none()
+}
+
+/// What an EK certificate must be besides signed.
+fn check_leaf(leaf: &X509Certificate<'_>) -> Result<(), String> {
+    if leaf.is_ca() {
+        return Err("it is an authority's certificate".to_owned());
+    }
+    if let Some(what) = unknown_critical(leaf) {
+        return Err(format!("its critical extension {what} is not known"));
+    }
+    match leaf.extended_key_usage() {
+        // Certificates of the first TPMs have none.
+        Ok(None) => Ok(()),
+        Ok(Some(usage)) if usage.value.any || usage.value.other.contains(&EK_USAGE) => Ok(()),
+        Ok(Some(_)) => Err("it is not for an endorsement key".to_owned()),
+        Err(error) => Err(format!("its extended key usage: {error}")),
+    }
+}
+
+/// A critical extension whose meaning is not known here: whoever does not know it must not accept the certificate (RFC 5280, 4.2). An EK's
+/// subject alternative name, with maker, model and version of the TPM, is critical because its subject is empty; name constraints
+/// have nothing to say about it.
+fn unknown_critical(certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate
+        .extensions()
+        .iter()
+        .find(|extension| {
+            extension.critical
+                && !matches!(
+                    extension.parsed_extension(),
+                    ParsedExtension::BasicConstraints(_)
+                        | ParsedExtension::KeyUsage(_)
+                        | ParsedExtension::ExtendedKeyUsage(_)
+                        | ParsedExtension::SubjectAlternativeName(_)
+                        | ParsedExtension::CertificatePolicies(_)
+                        | ParsedExtension::CRLDistributionPoints(_)
+                        | ParsedExtension::AuthorityInfoAccess(_)
+                        | ParsedExtension::AuthorityKeyIdentifier(_)
+                        | ParsedExtension::SubjectKeyIdentifier(_)
+                )
+        })
+        .map(|extension| extension.oid.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@
 //! |---|---|
 //! | [`device`] | what the device says, and what it makes of the answers |
 //! | [`verifier`] | what the controller makes of that; pure: no clock, no store |
+//! | `message` | reading of what devices send |
 //! | [`credential`] | TPM2_MakeCredential without a TPM |
 //! | [`endorsement`] | whose TPM it is: templates, certificates, makers |
 //! | [`mark`] | the owner's mark in the TPM, which outlives a wiped disk |
@@ -25,6 +26,7 @@ pub mod credential;
 pub mod device;
 pub mod endorsement;
 pub mod mark;
+mod message;
 pub mod verifier;
 
 use std::fmt;
@@ -43,6 +45,9 @@ use crate::smbios::Machine;
 use crate::tpm::TpmError;
 use crate::wire::Public;
 use credential::CredentialError;
+
+/// What the secret of a challenge is sealed for, where there is no TPM.
+const SECRET_CONTEXT: &[u8] = b"skerry enrolment 1 secret";
 
 /// What a machine is called: the SHA-256 of its endorsement key's public area (TPMT_PUBLIC), its *EK id*; without a TPM, the SHA-256 of
 /// its device key's uncompressed point. As text, 64 hexadecimal digits.

@@ -1,19 +1,47 @@
 //! The controller's side of enrolment. Pure: no clock, no store.
+//!
+//! ```text
+//! read_hello --> challenge: secret S --MakeCredential--> for one TPM and one attestation key
+//!                             '--sealed under the cookie key, bound to the challenge--> comes back with the evidence
+//! read_evidence --> verify --> verdicts --all that is needed passed--> Proven --> grant, sealed to S and the agreement key
+//! ```
+//!
+//! Nothing is kept between the flights: what [`challenge`] must remember goes along. What needs a memory (that a nonce serves once, that
+//! no other device has this TPM, what the manifest says of serial numbers, that counters do not go back) is for the caller, who adds
+//! verdicts of his own to the report, after [`Judged::proven`] is there and before anything is granted.
 
 use std::time::Duration;
 
+use prost::Message as _;
 use protocol::cipher::Point;
 use protocol::enrolment::NONCE_BYTES;
-use protocol::enrolment::owner::Delegate;
+use protocol::enrolment::hpke;
+use protocol::enrolment::owner::{self, Delegate};
 use protocol::enrolment::transcript::{Secret, Transcript};
-use protocol::enrolment::wire::{self, GrantPayload, Level, OwnerChain, SealedGrant};
-use protocol::keys::Signer;
+use protocol::enrolment::wire::{
+    self, ChallengePayload, GrantPayload, Level, OwnerChain, SealedGrant, SignedGrant, Statement,
+    WrappedSecret, challenge_payload,
+};
+use protocol::keys::{Signer, VerifyingKey, sha256};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
-use super::endorsement::Makers;
-use super::{EnrolError, Hello, MachineId};
-use crate::quote::{BootFacts, Check, Report};
+use super::endorsement::{Endorsed, Makers, form};
+pub use super::message::{Evidence, read_evidence, read_hello};
+use super::message::{Proof, Statements};
+use super::{EnrolError, Hello, HelloKeys, MachineId, SECRET_CONTEXT, TpmHello, credential};
+use crate::quote::{
+    self, Bench, BootFacts, Check, GENERATED, Outcome, Question, Report, Statement as Said,
+};
+use crate::tpm::template::{KeyUse, matches};
+use crate::tpm::{PcrSelection, crypto};
+use crate::wire::{EccPoint, Public};
 
-/// Seals what the controller must remember of a challenge into the challenge itself.
+/// How far the controller's clock may have gone back since it made a challenge, in milliseconds.
+const CLOCK_STEP_MS: i64 = 60_000;
+
+/// Seals what the controller must remember of a challenge into the challenge itself. It serves at most 2^32 challenges, because its
+/// nonces are random; a fresh one at each start of the controller costs the devices that are just then between two flights another try.
 pub struct CookieKey([u8; 32]);
 
 impl CookieKey {
@@ -28,8 +56,58 @@ impl CookieKey {
     /// # Errors
     /// [`EnrolError::Random`].
     pub fn random() -> Result<Self, EnrolError> {
-        Ok(Self([0; 32]))
+        Ok(Self(random()?))
     }
+
+    fn cipher(&self) -> Option<LessSafeKey> {
+        UnboundKey::new(&AES_256_GCM, &self.0)
+            .ok()
+            .map(LessSafeKey::new)
+    }
+
+    /// Everything in the payload but the cookie itself.
+    fn bound(payload: &ChallengePayload) -> Vec<u8> {
+        ChallengePayload {
+            cookie: vec![],
+            ..payload.clone()
+        }
+        .encode_to_vec()
+    }
+
+    fn seal(&self, payload: &ChallengePayload, secret: &Secret) -> Result<Vec<u8>, EnrolError> {
+        let nonce: [u8; NONCE_LEN] = random()?;
+        let mut sealed = secret.expose().to_vec();
+        self.cipher()
+            .and_then(|cipher| {
+                cipher
+                    .seal_in_place_append_tag(
+                        Nonce::assume_unique_for_key(nonce),
+                        Aad::from(Self::bound(payload)),
+                        &mut sealed,
+                    )
+                    .ok()
+            })
+            .ok_or(EnrolError::Random)?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    fn open(&self, payload: &ChallengePayload) -> Option<Secret> {
+        let (nonce, sealed) = payload.cookie.split_first_chunk::<NONCE_LEN>()?;
+        let mut sealed = sealed.to_vec();
+        let clear = self
+            .cipher()?
+            .open_in_place(
+                Nonce::assume_unique_for_key(*nonce),
+                Aad::from(Self::bound(payload)),
+                &mut sealed,
+            )
+            .ok()?;
+        Secret::from_slice(clear)
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], EnrolError> {
+    crypto::random().map_err(|_| EnrolError::Random)
 }
 
 /// In whose name challenges are made.
@@ -40,38 +118,53 @@ pub struct Delegation<'a> {
     pub chain: &'a OwnerChain,
 }
 
-/// The second flight's message, read; nothing of it is proven.
-#[derive(Debug, Clone)]
-pub struct Evidence {
-    hello: Hello,
-    nonce: [u8; NONCE_BYTES],
-    transcript: Transcript,
-}
-
-impl Evidence {
-    /// The Hello of the same session, as the device shows it again.
-    #[must_use]
-    pub fn hello(&self) -> &Hello {
-        &self.hello
-    }
-
-    /// The machine's name.
-    #[must_use]
-    pub fn machine_id(&self) -> MachineId {
-        self.hello.machine_id()
-    }
-
-    /// The challenge's nonce: serves once.
-    #[must_use]
-    pub fn nonce(&self) -> &[u8; NONCE_BYTES] {
-        &self.nonce
-    }
-
-    /// The hash over everything said in this session.
-    #[must_use]
-    pub fn transcript(&self) -> &Transcript {
-        &self.transcript
-    }
+/// Makes a challenge. Nothing of it needs to be kept.
+///
+/// # Errors
+/// [`EnrolError::Credential`] if nothing can be wrapped for the device's endorsement key; [`EnrolError::Sign`],
+/// [`EnrolError::Random`].
+pub fn challenge(
+    hello: &Hello,
+    key: &CookieKey,
+    delegation: &Delegation<'_>,
+    now_ms: i64,
+    lifetime: Duration,
+) -> Result<wire::Challenge, EnrolError> {
+    let secret: [u8; NONCE_BYTES] = random()?;
+    let hello_hash = sha256(&hello.bytes);
+    let wrapped = match &hello.keys {
+        HelloKeys::Tpm(tpm) => {
+            let made = credential::make(&tpm.endorsement, &tpm.attestation.name(), &secret)?;
+            challenge_payload::Secret::Credential(wire::Credential {
+                blob: made.blob,
+                seed: made.seed,
+            })
+        }
+        HelloKeys::Software { agreement, .. } => {
+            let (sealed, _) = hpke::seal(agreement, SECRET_CONTEXT, None, &hello_hash, &secret)?;
+            challenge_payload::Secret::Wrapped(WrappedSecret {
+                encapsulated: sealed.encapsulated.to_vec(),
+                ciphertext: sealed.ciphertext,
+            })
+        }
+    };
+    let nonce: [u8; NONCE_BYTES] = random()?;
+    let mut payload = ChallengePayload {
+        hello_hash: hello_hash.to_vec(),
+        secret: Some(wrapped),
+        nonce: nonce.to_vec(),
+        lifetime_seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
+        pcrs: PcrSelection::BOOT.0,
+        server_time_ms: now_ms,
+        cookie: vec![],
+    };
+    payload.cookie = key.seal(&payload, &Secret::new(secret))?;
+    let payload = payload.encode_to_vec();
+    Ok(wire::Challenge {
+        signature: owner::sign_challenge(delegation.signer, &payload)?.to_vec(),
+        payload,
+        owner: Some(delegation.chain.clone()),
+    })
 }
 
 /// What the verifier knows beforehand.
@@ -85,7 +178,8 @@ pub struct Known<'a> {
     pub now_ms: i64,
     /// Makers of TPMs that the owner trusts.
     pub makers: &'a Makers,
-    /// Checks of the event log that the policy only warns of: their failure does not keep a machine from being proven.
+    /// What the policy only warns of. Of the checks here that counts for the event log's two: their failure then keeps no machine from
+    /// being proven.
     pub warn: &'a [Check],
 }
 
@@ -123,53 +217,424 @@ pub struct Proven {
     pub boot: Option<BootFacts>,
     /// Values of the PCRs 0 to 15, ascending; none without a TPM.
     pub pcrs: Vec<(u32, [u8; 32])>,
-    /// The firmware's event log, if it was sent.
+    /// The firmware's event log, if it was sent and unpacks.
     pub event_log: Option<Vec<u8>>,
-    /// Whose certificate led to a trusted maker: that one's name.
+    /// The trusted authority to which the endorsement certificate leads, if it does.
     pub maker: Option<String>,
 }
 
-/// Reads a Hello, bounded in every part.
-///
-/// # Errors
-/// [`EnrolError`]: it is malformed.
-pub fn read_hello(_bytes: &[u8]) -> Result<Hello, EnrolError> {
-    Err(EnrolError::Random)
-}
-
-/// Makes a challenge. Nothing of it needs to be kept.
-///
-/// # Errors
-/// [`EnrolError`].
-pub fn challenge(
-    _hello: &Hello,
-    _key: &CookieKey,
-    _delegation: &Delegation<'_>,
-    _now_ms: i64,
-    _lifetime: Duration,
-) -> Result<wire::Challenge, EnrolError> {
-    Err(EnrolError::Random)
-}
-
-/// Reads an Evidence, bounded in every part.
-///
-/// # Errors
-/// [`EnrolError`]: it is malformed.
-pub fn read_evidence(_bytes: &[u8]) -> Result<Evidence, EnrolError> {
-    Err(EnrolError::Random)
-}
+/// What must have passed of a machine with a TPM.
+const NEEDED_OF_TPM: [Check; 15] = [
+    Check::Hello,
+    Check::Challenge,
+    Check::EndorsementKey,
+    Check::AttestationKeyForm,
+    Check::Credential,
+    Check::DeviceKey,
+    Check::AgreementKey,
+    Check::Evidence,
+    Check::AttestationKey,
+    Check::Structure,
+    Check::Kind,
+    Check::Signature,
+    Check::Transcript,
+    Check::PcrSelection,
+    Check::PcrDigest,
+];
+/// And of one without.
+const NEEDED_OF_SOFTWARE: [Check; 4] = [
+    Check::Hello,
+    Check::Challenge,
+    Check::Credential,
+    Check::DeviceKey,
+];
+/// What a policy may wave through.
+const MAY_WARN: [Check; 2] = [Check::EventLog, Check::EventLogReplay];
 
 /// Checks an Evidence.
 #[must_use]
-pub fn verify(_evidence: &Evidence, _known: &Known<'_>) -> Judged {
-    Judged {
-        report: Report {
-            verdicts: vec![],
-            boot: None,
-        },
-        proven: None,
-        level: Level::None,
+pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
+    let mut bench = Bench::default();
+    hello(&mut bench, evidence);
+    let secret = challenged(&mut bench, evidence, known);
+    match (&evidence.hello.keys, &evidence.proof) {
+        (HelloKeys::Tpm(tpm), Proof::Tpm(statements)) => {
+            let maker = endorsed(&mut bench, tpm, known.makers);
+            let attestation = attestation_key(&mut bench, &tpm.attestation);
+            credential_opened(&mut bench, evidence, secret.as_ref());
+            let transcript = &evidence.transcript;
+            let device = certified(
+                &mut bench,
+                &Certification {
+                    check: Check::DeviceKey,
+                    key: KeyUse::Sign,
+                    public: &statements.device,
+                    statement: &statements.device_certified,
+                    own: Some(&statements.device_signature),
+                },
+                attestation.as_ref(),
+                transcript,
+            );
+            let agreement = certified(
+                &mut bench,
+                &Certification {
+                    check: Check::AgreementKey,
+                    key: KeyUse::Agree,
+                    public: &statements.agreement,
+                    statement: &statements.agreement_certified,
+                    own: None,
+                },
+                attestation.as_ref(),
+                transcript,
+            );
+            let (boot, event_log) = quoted(&mut bench, evidence, statements);
+            let report = Report {
+                verdicts: bench.verdicts,
+                boot,
+            };
+            let level = match maker {
+                Some(_) => Level::Silver,
+                None => Level::Bronze,
+            };
+            let proven = match (device, agreement, attestation, secret) {
+                (
+                    Some(device_point),
+                    Some(agreement_point),
+                    Some(attestation_point),
+                    Some(secret),
+                ) if enough(&report, &NEEDED_OF_TPM, known.warn) => Some(Proven {
+                    machine: evidence.hello.machine_id(),
+                    hello: evidence.hello.clone(),
+                    transcript: *transcript,
+                    secret,
+                    nonce: evidence.nonce,
+                    device_point,
+                    agreement_point,
+                    attestation_point: Some(attestation_point),
+                    boot,
+                    pcrs: statements.pcrs.clone(),
+                    event_log,
+                    maker,
+                }),
+                _ => None,
+            };
+            Judged {
+                report,
+                proven,
+                level,
+            }
+        }
+        (HelloKeys::Software { device, agreement }, Proof::Software { signature }) => {
+            bench.skip(
+                &[
+                    Check::EndorsementKey,
+                    Check::EndorsementCertificate,
+                    Check::AttestationKeyForm,
+                    Check::AgreementKey,
+                    Check::Evidence,
+                ],
+                "the device has no TPM",
+            );
+            credential_opened(&mut bench, evidence, secret.as_ref());
+            let key = VerifyingKey::P256(device.to_sec1());
+            if key.verify(evidence.transcript.bytes(), signature) {
+                bench.say(Check::DeviceKey, Outcome::Pass);
+            } else {
+                bench.fail(
+                    Check::DeviceKey,
+                    "a signature of the device key over this session",
+                    "one by another key, or over something else",
+                );
+            }
+            let report = Report {
+                verdicts: bench.verdicts,
+                boot: None,
+            };
+            let proven = secret
+                .filter(|_| enough(&report, &NEEDED_OF_SOFTWARE, known.warn))
+                .map(|secret| Proven {
+                    machine: evidence.hello.machine_id(),
+                    hello: evidence.hello.clone(),
+                    transcript: evidence.transcript,
+                    secret,
+                    nonce: evidence.nonce,
+                    device_point: *device,
+                    agreement_point: *agreement,
+                    attestation_point: None,
+                    boot: None,
+                    pcrs: vec![],
+                    event_log: None,
+                    maker: None,
+                });
+            Judged {
+                report,
+                proven,
+                level: Level::None,
+            }
+        }
+        // Reading an Evidence has refused this already.
+        _ => {
+            bench.fail(Check::Hello, "a proof of the hello's kind", "another kind");
+            Judged {
+                report: Report {
+                    verdicts: bench.verdicts,
+                    boot: None,
+                },
+                proven: None,
+                level: Level::None,
+            }
+        }
     }
+}
+
+/// Whether everything that is needed has passed, and nothing failed that the policy does not wave through.
+fn enough(report: &Report, needed: &[Check], warn: &[Check]) -> bool {
+    needed.iter().all(|check| report.passed(*check))
+        && report
+            .failures()
+            .all(|verdict| MAY_WARN.contains(&verdict.check) && warn.contains(&verdict.check))
+}
+
+fn hello(bench: &mut Bench, evidence: &Evidence) {
+    bench.compare(
+        Check::Hello,
+        &hex::encode(&evidence.payload.hello_hash),
+        &hex::encode(sha256(&evidence.hello.bytes)),
+    );
+}
+
+/// The challenge's secret, if the challenge is ours and in time.
+fn challenged(bench: &mut Bench, evidence: &Evidence, known: &Known<'_>) -> Option<Secret> {
+    let payload = &evidence.payload;
+    let signed = known
+        .delegate
+        .check_challenge(&evidence.challenge, &evidence.challenge_signature);
+    let secret = known.cookie_key.open(payload);
+    let (Ok(()), Some(secret)) = (signed, secret) else {
+        bench.fail(
+            Check::Challenge,
+            "a challenge that this controller made, with its present keys",
+            "another one",
+        );
+        return None;
+    };
+    let lifetime = i64::from(payload.lifetime_seconds).saturating_mul(1000);
+    let age = known.now_ms.saturating_sub(payload.server_time_ms);
+    if !(-CLOCK_STEP_MS..=lifetime).contains(&age) {
+        bench.fail(
+            Check::Challenge,
+            format!("a challenge of the last {lifetime} ms"),
+            format!("one of {age} ms ago"),
+        );
+        return None;
+    }
+    bench.say(Check::Challenge, Outcome::Pass);
+    Some(secret)
+}
+
+/// The maker that vouches for the endorsement key, if the owner trusts it.
+fn endorsed(bench: &mut Bench, tpm: &TpmHello, makers: &Makers) -> Option<String> {
+    if form(&tpm.endorsement).is_some() {
+        bench.say(Check::EndorsementKey, Outcome::Pass);
+    } else {
+        bench.fail(
+            Check::EndorsementKey,
+            "a key after the TCG's template L-1 (RSA-2048) or L-2 (P-256)",
+            format!("attributes {:#010x}", tpm.endorsement.attributes.0),
+        );
+    }
+    let check = Check::EndorsementCertificate;
+    let Some(certificate) = &tpm.endorsement_certificate else {
+        bench.skip(
+            &[check],
+            "the TPM holds no certificate for its endorsement key",
+        );
+        return None;
+    };
+    match makers.judge(&tpm.endorsement, certificate, &tpm.endorsement_chain) {
+        Endorsed::Trusted { maker } => {
+            bench.say(check, Outcome::Pass);
+            Some(maker)
+        }
+        Endorsed::Untrusted { issuer } => {
+            bench.skip(
+                &[check],
+                &format!("its issuer is not among the makers that the owner trusts: {issuer}"),
+            );
+            None
+        }
+        Endorsed::Refuted(what) => {
+            bench.fail(
+                check,
+                "a certificate for the endorsement key, signed by who it says",
+                what,
+            );
+            None
+        }
+    }
+}
+
+fn point(point: EccPoint) -> Option<Point> {
+    Point::from_coordinates(point.x, point.y).ok()
+}
+
+fn attestation_key(bench: &mut Bench, public: &Public) -> Option<Point> {
+    let key = public.p256_point().and_then(point);
+    if matches(public, KeyUse::Attest) && key.is_some() {
+        bench.say(Check::AttestationKeyForm, Outcome::Pass);
+        return key;
+    }
+    bench.fail(
+        Check::AttestationKeyForm,
+        "a restricted P-256 signing key, made in the TPM and fixed to it",
+        format!("attributes {:#010x}", public.attributes.0),
+    );
+    None
+}
+
+fn credential_opened(bench: &mut Bench, evidence: &Evidence, secret: Option<&Secret>) {
+    let Some(secret) = secret else {
+        bench.skip(
+            &[Check::Credential],
+            "the secret of a challenge that does not count is not known",
+        );
+        return;
+    };
+    if secret.mac_fits(&evidence.transcript, &evidence.body, &evidence.mac) {
+        bench.say(Check::Credential, Outcome::Pass);
+    } else {
+        bench.fail(
+            Check::Credential,
+            "a code made with the challenge's secret",
+            "another code: the secret was not opened, or the message was changed",
+        );
+    }
+}
+
+/// A key that the attestation key is said to have certified.
+struct Certification<'a> {
+    check: Check,
+    key: KeyUse,
+    public: &'a Public,
+    statement: &'a Statement,
+    /// The key's own signature over the session, if it signs.
+    own: Option<&'a [u8]>,
+}
+
+fn certified(
+    bench: &mut Bench,
+    certification: &Certification<'_>,
+    attestation: Option<&Point>,
+    transcript: &Transcript,
+) -> Option<Point> {
+    let check = certification.check;
+    let Some(attestation) = attestation else {
+        bench.skip(&[check], "there is no attestation key to check it with");
+        return None;
+    };
+    match certification.judge(attestation, transcript) {
+        Ok(point) => {
+            bench.say(check, Outcome::Pass);
+            Some(point)
+        }
+        Err((expected, seen)) => {
+            bench.fail(check, expected, seen);
+            None
+        }
+    }
+}
+
+impl Certification<'_> {
+    /// The key's point; or what was expected and what was seen.
+    fn judge(
+        &self,
+        attestation: &Point,
+        transcript: &Transcript,
+    ) -> Result<Point, (&'static str, String)> {
+        let Some(key) = self.public.p256_point().and_then(point) else {
+            return Err(("a point on P-256", "none".to_owned()));
+        };
+        if !matches(self.public, self.key) {
+            return Err((
+                "a P-256 key of its kind, made in the TPM and fixed to it",
+                format!("attributes {:#010x}", self.public.attributes.0),
+            ));
+        }
+        let Statement { attest, signature } = self.statement;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, attestation.to_sec1())
+            .verify(attest, signature)
+            .map_err(|_| {
+                (
+                    "a statement signed by the attestation key",
+                    "one by another key, or over other bytes".to_owned(),
+                )
+            })?;
+        let attest = quote::parse(attest)
+            .map_err(|error| ("a TPMS_ATTEST of the kind certification", error.to_string()))?;
+        match &attest.statement {
+            Said::Certify { name } if attest.magic == GENERATED => {
+                if *name != self.public.name().0 {
+                    return Err(("a statement on this key", "one on another key".to_owned()));
+                }
+            }
+            _ => {
+                return Err((
+                    "a certification made by the TPM",
+                    "a statement of another kind".to_owned(),
+                ));
+            }
+        }
+        if attest.extra_data != transcript.bytes() {
+            return Err((
+                "a statement for this session",
+                format!("one over {}", hex::encode(&attest.extra_data)),
+            ));
+        }
+        if let Some(own) = self.own
+            && !VerifyingKey::P256(key.to_sec1()).verify(transcript.bytes(), own)
+        {
+            return Err((
+                "the key's own signature over this session",
+                "one by another key, or over something else".to_owned(),
+            ));
+        }
+        Ok(key)
+    }
+}
+
+/// The checks of every quote.
+fn quoted(
+    bench: &mut Bench,
+    evidence: &Evidence,
+    statements: &Statements,
+) -> (Option<BootFacts>, Option<Vec<u8>>) {
+    let (event_log, log_fault) = match &statements.event_log {
+        None => (None, None),
+        Some(Ok(log)) => (Some(log.clone()), None),
+        Some(Err(fault)) => (None, Some(fault.as_str())),
+    };
+    let shown = quote::Evidence {
+        attest: statements.quote.attest.clone(),
+        signature: statements.quote.signature.clone(),
+        pcrs: statements.pcrs.clone(),
+        event_log,
+    };
+    let key = evidence
+        .hello
+        .tpm()
+        .and_then(|tpm| tpm.attestation.p256_point())
+        .map(EccPoint::to_sec1)
+        .ok_or_else(|| "none".to_owned());
+    let boot = bench.quote(
+        &shown,
+        &Question {
+            key,
+            nonce: Some(evidence.transcript.bytes()),
+            nonce_check: Check::Transcript,
+            log_fault,
+        },
+    );
+    (boot, shown.event_log)
 }
 
 /// Seals a grant to the machine that has proven itself.
@@ -177,9 +642,21 @@ pub fn verify(_evidence: &Evidence, _known: &Known<'_>) -> Judged {
 /// # Errors
 /// [`EnrolError::Sign`], [`EnrolError::Hpke`].
 pub fn grant(
-    _proven: &Proven,
-    _payload: &GrantPayload,
-    _signer: &dyn Signer,
+    proven: &Proven,
+    payload: &GrantPayload,
+    signer: &dyn Signer,
 ) -> Result<SealedGrant, EnrolError> {
-    Err(EnrolError::Random)
+    let payload = payload.encode_to_vec();
+    let signature = owner::sign_grant(signer, &proven.transcript, &payload)?.to_vec();
+    let signed = SignedGrant { payload, signature }.encode_to_vec();
+    let sealed = proven
+        .secret
+        .seal_grant(&proven.transcript, &proven.agreement_point, &signed)?;
+    Ok(SealedGrant {
+        encapsulated: sealed.encapsulated.to_vec(),
+        ciphertext: sealed.ciphertext,
+    })
 }
+
+#[cfg(test)]
+mod tests;

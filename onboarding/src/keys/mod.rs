@@ -11,6 +11,7 @@
 //! in a TPM is never replaced by one in software because the TPM does not answer today.
 
 mod certificate;
+mod endorsement;
 mod error;
 mod software;
 mod store;
@@ -24,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use certificate::{Certificate, CertificateError};
+pub use endorsement::is_for;
 pub use error::IdentityError;
 
-use crate::tpm::{Quoted, Tpm, TpmError};
+use crate::tpm::{Attested, Tpm, TpmError};
 use crate::wire::{EccPoint, Public};
 use software::SoftwareKeys;
 use store::{Stored, StoredKeys};
@@ -117,15 +119,24 @@ impl Identity {
                     device,
                     attestation,
                     agreement,
+                    storage_public,
                     ..
                 },
                 Some(tpm),
             ) => {
+                let storage = match storage_public.as_slice() {
+                    [] => None,
+                    kept => Some(Public::parse(kept).map_err(|error| IdentityError::Damaged {
+                        path: path.to_path_buf(),
+                        what: format!("the storage key: {error}"),
+                    })?),
+                };
                 let keys = TpmKeys::from_parts(
                     tpm,
                     device.clone(),
                     attestation.clone(),
                     agreement.clone(),
+                    storage,
                 );
                 // Loads the device key, so that a TPM that does not know it is found out now.
                 keys.sign(b"").map_err(|source| {
@@ -258,10 +269,50 @@ impl Identity {
     ///
     /// # Errors
     /// [`TpmError`].
-    pub fn quote(&self, qualifying: &[u8]) -> Result<Option<Quoted>, TpmError> {
+    pub fn quote(&self, qualifying: &[u8]) -> Result<Option<Attested>, TpmError> {
         match &self.keys {
             Keys::Tpm(keys) => keys.quote(qualifying).map(Some),
             Keys::Software(_) => Ok(None),
+        }
+    }
+
+    /// Has the attestation key certify the device key and the agreement key, in this order; `None` without a TPM.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn certify(&self, qualifying: &[u8]) -> Result<Option<[Attested; 2]>, TpmError> {
+        match &self.keys {
+            Keys::Tpm(keys) => keys.certify(qualifying).map(Some),
+            Keys::Software(_) => Ok(None),
+        }
+    }
+
+    /// Public areas (TPMT_PUBLIC) of device, attestation and agreement key, as the TPM gave them; `None` without a TPM.
+    #[must_use]
+    pub fn public_areas(&self) -> Option<[&[u8]; 3]> {
+        match &self.keys {
+            Keys::Tpm(keys) => Some(keys.publics()),
+            Keys::Software(_) => None,
+        }
+    }
+
+    /// The public points of device key and agreement key.
+    #[must_use]
+    pub fn points(&self) -> Option<[EccPoint; 2]> {
+        Some([
+            certified_point(self.device.der())?,
+            certified_point(self.agreement.der())?,
+        ])
+    }
+
+    /// Certificates, DER, that the TPM's maker left in the TPM beside that of the endorsement key; none without a TPM.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn endorsement_chain(&self) -> Result<Vec<Vec<u8>>, TpmError> {
+        match &self.keys {
+            Keys::Tpm(keys) => endorsement::chain(keys.tpm()),
+            Keys::Software(_) => Ok(vec![]),
         }
     }
 

@@ -46,6 +46,9 @@ pub(super) enum StoredKeys {
         device: KeyBlob,
         attestation: KeyBlob,
         agreement: KeyBlob,
+        /// TPMT_PUBLIC of the owner's storage key; empty in files of former versions.
+        #[serde(with = "base64_bytes", default, skip_serializing_if = "Vec::is_empty")]
+        storage_public: Vec<u8>,
         /// TPMT_PUBLIC of the endorsement key.
         #[serde(with = "base64_bytes")]
         endorsement_public: Vec<u8>,

@@ -16,22 +16,21 @@
 //! the only moment that decides, the few persistent slots stay free for others, and a wiped disk leaves no key behind. A
 //! TPM has three object slots: the device key stays in one, since it signs every message; the others are loaded for a use
 //! and flushed, under [`Tpm::reserve_slots`].
+//!
+//! What only this program may learn from the TPM (shared points, opened credentials) comes through a salted session. Its salt is
+//! encrypted to the storage or endorsement key whose public area was kept with the identity, when nobody had reason yet to sit on the bus.
 
 use std::sync::{Mutex, PoisonError};
 
 use protocol::envelope::{SignError, Signer};
 use protocol::keys::sha256;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
-use x509_parser::public_key::PublicKey;
 
 use super::certificate::{Authority, Purpose};
 use super::store::{Stored, StoredCertificates, StoredKeys};
-use super::{Certificate, EndorsementMaker, IdentityError};
-use crate::tpm::template::{
-    EkAlgorithm, KeyUse, certificate_index, endorsement_key, matches, p256,
-};
-use crate::tpm::{Hierarchy, KeyBlob, Object, PcrSelection, Quoted, Tpm, TpmError};
-use crate::wire::{EccPoint, Public, PublicKind};
+use super::{EndorsementMaker, IdentityError, endorsement};
+use crate::tpm::template::{KeyUse, endorsement_key, matches, p256};
+use crate::tpm::{Attested, CommandCode, Hierarchy, KeyBlob, Object, PcrSelection, Tpm, TpmError};
+use crate::wire::{EccPoint, Public};
 
 /// Wrapped keys and the TPM that can use them.
 #[derive(Debug)]
@@ -40,6 +39,8 @@ pub(super) struct TpmKeys {
     device: KeyBlob,
     attestation: KeyBlob,
     agreement: KeyBlob,
+    /// Public area of the owner's storage key as it was when the keys were made; identities of former versions did not keep it.
+    storage: Option<Public>,
     /// The device key in its slot.
     loaded: Mutex<Option<Object>>,
 }
@@ -51,7 +52,7 @@ impl TpmKeys {
         if !missing.is_empty() {
             return Err(IdentityError::UnsuitableTpm { missing });
         }
-        let (device, attestation, agreement) = {
+        let (device, attestation, agreement, storage) = {
             let _slots = tpm.reserve_slots();
             let parent = |hierarchy| tpm.create_primary(hierarchy, &p256(KeyUse::Store));
             let (owner, endorsement) = (parent(Hierarchy::Owner)?, parent(Hierarchy::Endorsement)?);
@@ -59,9 +60,16 @@ impl TpmKeys {
                 tpm.create(&owner, &p256(KeyUse::Sign))?,
                 tpm.create(&endorsement, &p256(KeyUse::Attest))?,
                 tpm.create(&owner, &p256(KeyUse::Agree))?,
+                owner.public().clone(),
             )
         };
-        Ok(Self::from_parts(tpm, device, attestation, agreement))
+        Ok(Self::from_parts(
+            tpm,
+            device,
+            attestation,
+            agreement,
+            Some(storage),
+        ))
     }
 
     /// Takes keys that were made earlier. Nothing is asked of the TPM yet.
@@ -70,12 +78,14 @@ impl TpmKeys {
         device: KeyBlob,
         attestation: KeyBlob,
         agreement: KeyBlob,
+        storage: Option<Public>,
     ) -> Self {
         Self {
             tpm,
             device,
             attestation,
             agreement,
+            storage,
             loaded: Mutex::new(None),
         }
     }
@@ -130,35 +140,66 @@ impl TpmKeys {
     /// The point that the agreement key shares with `other`.
     pub(super) fn agree(&self, other: &EccPoint) -> Result<EccPoint, TpmError> {
         let _slots = self.tpm.reserve_slots();
-        let key = self.load(Hierarchy::Owner, &self.agreement)?;
-        self.tpm.ecdh_zgen(key.handle(), other)
+        let parent = self
+            .tpm
+            .create_primary(Hierarchy::Owner, &p256(KeyUse::Store))?;
+        let key = self.tpm.load(&parent, &self.agreement)?;
+        let known = self.storage.as_ref().unwrap_or(parent.public());
+        let session = self.tpm.start_hmac_session(&parent, known)?;
+        self.tpm.ecdh_zgen(&key, &session, other)
     }
 
     /// Quotes the PCRs of the boot.
-    pub(super) fn quote(&self, qualifying: &[u8]) -> Result<Quoted, TpmError> {
+    pub(super) fn quote(&self, qualifying: &[u8]) -> Result<Attested, TpmError> {
         let _slots = self.tpm.reserve_slots();
         let key = self.load(Hierarchy::Endorsement, &self.attestation)?;
         self.tpm.quote(key.handle(), qualifying, PcrSelection::BOOT)
     }
 
-    /// Opens a secret that was wrapped for this TPM's endorsement key and this attestation key.
+    /// Has the attestation key certify device key and agreement key.
+    pub(super) fn certify(&self, qualifying: &[u8]) -> Result<[Attested; 2], TpmError> {
+        // Three slots: at most two keys here and the storage key from which one of them is loaded.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let _slots = self.tpm.reserve_slots();
+        *loaded = None;
+        let agreement = self.load(Hierarchy::Owner, &self.agreement)?;
+        let key = self.load(Hierarchy::Endorsement, &self.attestation)?;
+        let agreement = self.tpm.certify(&agreement, &key, qualifying)?;
+        let device = loaded.insert(self.load(Hierarchy::Owner, &self.device)?);
+        Ok([self.tpm.certify(device, &key, qualifying)?, agreement])
+    }
+
+    /// Opens a secret that was wrapped for this TPM's endorsement key and this attestation key. `endorsement` is that key as it was
+    /// when the identity was made.
     pub(super) fn activate(
         &self,
         endorsement: &Public,
         wrapped: &[u8],
         seed: &[u8],
     ) -> Result<Vec<u8>, TpmError> {
-        let algorithm = match endorsement.kind {
-            PublicKind::Rsa { .. } => EkAlgorithm::Rsa2048,
-            PublicKind::Ecc { .. } => EkAlgorithm::P256,
-        };
         let _slots = self.tpm.reserve_slots();
         let key = self.load(Hierarchy::Endorsement, &self.attestation)?;
-        let endorsement_key = self
-            .tpm
-            .create_primary(Hierarchy::Endorsement, &endorsement_key(algorithm))?;
+        let endorsement_key = self.tpm.create_primary(
+            Hierarchy::Endorsement,
+            &endorsement_key(endorsement::algorithm_of(endorsement)),
+        )?;
+        if endorsement::canonical(endorsement_key.public()) != *endorsement {
+            return Err(TpmError::OtherKey {
+                command: CommandCode::CREATE_PRIMARY,
+                key: "endorsement key",
+            });
+        }
         self.tpm
-            .activate_credential(&key, &endorsement_key, wrapped, seed)
+            .activate_credential(&key, &endorsement_key, endorsement, wrapped, seed)
+    }
+
+    /// Public areas (TPMT_PUBLIC) of device, attestation and agreement key.
+    pub(super) fn publics(&self) -> [&[u8]; 3] {
+        [
+            &self.device.public,
+            &self.attestation.public,
+            &self.agreement.public,
+        ]
     }
 }
 
@@ -170,7 +211,7 @@ impl Signer for TpmKeys {
 
 /// Makes keys and certificates, to be written down by the caller.
 pub(super) fn make(tpm: Tpm) -> Result<(TpmKeys, Stored), IdentityError> {
-    let (endorsement_public, made_by_maker) = find_endorsement(&tpm)?;
+    let (endorsement_public, made_by_maker) = endorsement::find(&tpm)?;
     let keys = TpmKeys::make(tpm)?;
     let [device, attestation, agreement] = keys.points().map_err(IdentityError::Software)?;
     let authority = Authority::new(&keys, device);
@@ -202,59 +243,15 @@ pub(super) fn make(tpm: Tpm) -> Result<(TpmKeys, Stored), IdentityError> {
             device: keys.device.clone(),
             attestation: keys.attestation.clone(),
             agreement: keys.agreement.clone(),
+            storage_public: keys
+                .storage
+                .as_ref()
+                .map(Public::to_bytes)
+                .unwrap_or_default(),
             endorsement_public: endorsement_public.to_bytes(),
             endorsement_maker,
         },
         certificates,
     );
     Ok((keys, stored))
-}
-
-/// Finds the endorsement key for which the TPM's maker left a certificate; without one, the P-256 key, which every TPM
-/// makes quickly.
-fn find_endorsement(tpm: &Tpm) -> Result<(Public, Option<Certificate>), TpmError> {
-    let _slots = tpm.reserve_slots();
-    for algorithm in [EkAlgorithm::P256, EkAlgorithm::Rsa2048] {
-        let Some(data) = tpm.nv_read(certificate_index(algorithm))? else {
-            continue;
-        };
-        let public = tpm
-            .create_primary(Hierarchy::Endorsement, &endorsement_key(algorithm))?
-            .public()
-            .clone();
-        match certificate_of(&data, &public) {
-            Some(certificate) => return Ok((public, Some(certificate))),
-            // A changed endorsement seed, or a template of the maker's own.
-            None => tracing::warn!(
-                "the EK certificate at NV index {:#x} does not belong to the {algorithm:?} endorsement key; left out",
-                certificate_index(algorithm)
-            ),
-        }
-    }
-    let key = tpm.create_primary(Hierarchy::Endorsement, &endorsement_key(EkAlgorithm::P256))?;
-    Ok((key.public().clone(), None))
-}
-
-/// The certificate at the front of `data` (an index may be larger than its certificate), if it speaks of `public`.
-fn certificate_of(data: &[u8], public: &Public) -> Option<Certificate> {
-    let (rest, certificate) = X509Certificate::from_der(data).ok()?;
-    let same = match (certificate.public_key().parsed().ok()?, &public.kind) {
-        (PublicKey::RSA(key), PublicKind::Rsa { modulus, .. }) => {
-            let digits: Vec<u8> = key
-                .modulus
-                .iter()
-                .copied()
-                .skip_while(|byte| *byte == 0)
-                .collect();
-            digits == *modulus
-        }
-        (PublicKey::EC(point), PublicKind::Ecc { .. }) => {
-            EccPoint::from_sec1(point.data()).is_some_and(|p| Some(p) == public.p256_point())
-        }
-        _ => false,
-    };
-    let length = data.len().checked_sub(rest.len())?;
-    same.then(|| data.get(..length))
-        .flatten()
-        .map(|der| Certificate::from_der(der.to_vec()))
 }

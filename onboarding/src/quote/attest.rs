@@ -8,6 +8,8 @@ use crate::wire::{Reader, WireError};
 pub const GENERATED: u32 = 0xff54_4347;
 /// TPM_ST_ATTEST_QUOTE.
 pub const QUOTE: u16 = 0x8018;
+/// TPM_ST_ATTEST_CERTIFY.
+pub const CERTIFY: u16 = 0x8017;
 
 /// Most PCR banks in a selection.
 const MAX_BANKS: usize = 16;
@@ -46,6 +48,11 @@ pub enum Statement {
         selection: Vec<BankSelection>,
         /// Digest of their values, one after the other.
         digest: Vec<u8>,
+    },
+    /// That a key is in the TPM.
+    Certify {
+        /// Its name.
+        name: Vec<u8>,
     },
     /// Another kind, by its tag; its contents are left unread.
     Other(u16),
@@ -90,15 +97,24 @@ pub fn parse(bytes: &[u8]) -> Result<Attest, WireError> {
         }
     };
     let firmware_version = reader.be64("firmware version")?;
-    let statement = if kind == QUOTE {
-        let statement = Statement::Quote {
-            selection: selection(&mut reader)?,
-            digest: reader.sized("digest of PCRs", 64)?.to_vec(),
-        };
-        reader.end("quote")?;
-        statement
-    } else {
-        Statement::Other(kind)
+    let statement = match kind {
+        QUOTE => {
+            let statement = Statement::Quote {
+                selection: selection(&mut reader)?,
+                digest: reader.sized("digest of PCRs", 64)?.to_vec(),
+            };
+            reader.end("quote")?;
+            statement
+        }
+        CERTIFY => {
+            let statement = Statement::Certify {
+                name: reader.sized("certified key's name", 2 + 64)?.to_vec(),
+            };
+            reader.sized("certified key's qualified name", 2 + 64)?;
+            reader.end("certification")?;
+            statement
+        }
+        other => Statement::Other(other),
     };
     Ok(Attest {
         magic,
@@ -206,8 +222,11 @@ pub(crate) mod tests {
     #[test]
     fn another_kind_of_statement_is_named() {
         let mut bytes = quote_bytes(b"nonce", &[0xff, 0xff, 0], &[9; 32]);
+        bytes[5] = 0x14;
+        assert_eq!(parse(&bytes).unwrap().statement, Statement::Other(0x8014));
+        // A quote's contents are not a certification's.
         bytes[5] = 0x17;
-        assert_eq!(parse(&bytes).unwrap().statement, Statement::Other(0x8017));
+        assert!(parse(&bytes).is_err());
     }
 
     #[test]

@@ -9,8 +9,10 @@ mod attest;
 mod verdict;
 mod verify;
 
-pub use attest::{Attest, BankSelection, BootFacts, GENERATED, QUOTE, Statement, parse};
+pub use attest::{Attest, BankSelection, BootFacts, CERTIFY, GENERATED, QUOTE, Statement, parse};
+pub(crate) use verdict::Bench;
 pub use verdict::{Check, Conclusion, Outcome, Report, Verdict};
+pub(crate) use verify::Question;
 pub use verify::{Expected, MEASURED_BY_FIRMWARE, verify};
 
 /// What a device shows of its boot.

@@ -199,7 +199,10 @@ impl Report {
     pub fn conclusion(&self) -> Conclusion {
         if self.failures().next().is_some() {
             Conclusion::Refused
-        } else if self.is_of_known_tpm() && self.passed(&[Check::EventLog, Check::EventLogReplay]) {
+        } else if self.is_of_known_tpm()
+            && self.passed(Check::EventLog)
+            && self.passed(Check::EventLogReplay)
+        {
             Conclusion::Trusted
         } else {
             Conclusion::Unproven
@@ -211,23 +214,26 @@ impl Report {
     #[must_use]
     pub fn is_of_known_tpm(&self) -> bool {
         !self.failures().any(|it| !it.check.is_of_policy())
-            && self.passed(&[
+            && [
                 Check::AttestationKey,
                 Check::Structure,
                 Check::Kind,
                 Check::Signature,
-                Check::Nonce,
                 Check::PcrSelection,
                 Check::PcrDigest,
-            ])
+            ]
+            .iter()
+            .all(|check| self.passed(*check))
+            // Of this question, or of this enrolment.
+            && (self.passed(Check::Nonce) || self.passed(Check::Transcript))
     }
 
-    fn passed(&self, checks: &[Check]) -> bool {
-        checks.iter().all(|check| {
-            self.verdicts
-                .iter()
-                .any(|v| v.check == *check && v.outcome == Outcome::Pass)
-        })
+    /// True if the check was made and passed.
+    #[must_use]
+    pub fn passed(&self, check: Check) -> bool {
+        self.verdicts
+            .iter()
+            .any(|v| v.check == check && v.outcome == Outcome::Pass)
     }
 
     /// The verdicts that failed.
@@ -241,6 +247,60 @@ impl Report {
     #[must_use]
     pub fn failed(&self, check: Check) -> bool {
         self.failures().any(|verdict| verdict.check == check)
+    }
+}
+
+/// Collects verdicts.
+#[derive(Debug, Default)]
+pub(crate) struct Bench {
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+impl Bench {
+    /// Says how a check came out; gives whether it passed.
+    pub(crate) fn say(&mut self, check: Check, outcome: Outcome) -> bool {
+        let passed = outcome == Outcome::Pass;
+        self.verdicts.push(Verdict { check, outcome });
+        passed
+    }
+
+    pub(crate) fn fail(
+        &mut self,
+        check: Check,
+        expected: impl Into<String>,
+        seen: impl Into<String>,
+    ) {
+        self.say(
+            check,
+            Outcome::Fail {
+                expected: expected.into(),
+                seen: seen.into(),
+            },
+        );
+    }
+
+    /// Says of checks that they were not made.
+    pub(crate) fn skip(&mut self, checks: &[Check], reason: &str) {
+        for check in checks {
+            self.say(
+                *check,
+                Outcome::NotApplicable {
+                    reason: reason.to_owned(),
+                },
+            );
+        }
+    }
+
+    pub(crate) fn compare(&mut self, check: Check, expected: &str, seen: &str) -> bool {
+        let outcome = if expected == seen {
+            Outcome::Pass
+        } else {
+            Outcome::Fail {
+                expected: expected.to_owned(),
+                seen: seen.to_owned(),
+            }
+        };
+        self.say(check, outcome)
     }
 }
 

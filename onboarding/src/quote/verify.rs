@@ -4,8 +4,8 @@
 use protocol::keys::VerifyingKey;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
-use super::attest::{BankSelection, GENERATED, QUOTE, Statement, parse};
-use super::{Attest, Check, Evidence, Outcome, Report, Verdict};
+use super::attest::{BankSelection, CERTIFY, GENERATED, QUOTE, Statement, parse};
+use super::{Attest, Bench, Check, Evidence, Outcome, Report};
 use crate::eventlog;
 
 /// TPM_ALG_SHA256 and PCRs 0 to 15.
@@ -28,10 +28,23 @@ pub struct Expected<'a> {
     pub nonce: Option<&'a [u8]>,
 }
 
+/// What a quote is asked, wherever the key is known from.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    /// The attestation key's point; or what there is instead, in words.
+    pub(crate) key: Result<[u8; 65], String>,
+    /// What the quote must be over. `None`: nothing that was given out, or not any more.
+    pub(crate) nonce: Option<&'a [u8]>,
+    /// What that check is called.
+    pub(crate) nonce_check: Check,
+    /// Why there is no event log although one was sent.
+    pub(crate) log_fault: Option<&'a str>,
+}
+
 /// Checks a quote. `evidence` is `None` if the device sent none.
 #[must_use]
 pub fn verify(evidence: Option<&Evidence>, expected: Expected<'_>) -> Report {
-    let mut bench = Bench { verdicts: vec![] };
+    let mut bench = Bench::default();
     let boot = bench.run(evidence, expected);
     Report {
         verdicts: bench.verdicts,
@@ -39,52 +52,7 @@ pub fn verify(evidence: Option<&Evidence>, expected: Expected<'_>) -> Report {
     }
 }
 
-/// Collects verdicts.
-struct Bench {
-    verdicts: Vec<Verdict>,
-}
-
 impl Bench {
-    fn say(&mut self, check: Check, outcome: Outcome) -> bool {
-        let passed = outcome == Outcome::Pass;
-        self.verdicts.push(Verdict { check, outcome });
-        passed
-    }
-
-    fn fail(&mut self, check: Check, expected: impl Into<String>, seen: impl Into<String>) {
-        self.say(
-            check,
-            Outcome::Fail {
-                expected: expected.into(),
-                seen: seen.into(),
-            },
-        );
-    }
-
-    /// Says of checks that they were not made.
-    fn skip(&mut self, checks: &[Check], reason: &str) {
-        for check in checks {
-            self.say(
-                *check,
-                Outcome::NotApplicable {
-                    reason: reason.to_owned(),
-                },
-            );
-        }
-    }
-
-    fn compare(&mut self, check: Check, expected: &str, seen: &str) -> bool {
-        let outcome = if expected == seen {
-            Outcome::Pass
-        } else {
-            Outcome::Fail {
-                expected: expected.to_owned(),
-                seen: seen.to_owned(),
-            }
-        };
-        self.say(check, outcome)
-    }
-
     fn run(
         &mut self,
         evidence: Option<&Evidence>,
@@ -102,8 +70,46 @@ impl Bench {
             }
             return None;
         };
+        let key = expected.attestation_certificate.map_or_else(
+            || Err("none".to_owned()),
+            |der| match VerifyingKey::from_certificate_der(der) {
+                Ok(VerifyingKey::P256(point)) => Ok(point),
+                Ok(VerifyingKey::Rsa(_)) => Err("an RSA key".to_owned()),
+                Err(error) => Err(error.to_string()),
+            },
+        );
+        self.quote(
+            evidence,
+            &Question {
+                key,
+                nonce: expected.nonce,
+                nonce_check: Check::Nonce,
+                log_fault: None,
+            },
+        )
+    }
+
+    /// The checks of a quote that is there.
+    pub(crate) fn quote(
+        &mut self,
+        evidence: &Evidence,
+        question: &Question<'_>,
+    ) -> Option<super::BootFacts> {
         self.say(Check::Evidence, Outcome::Pass);
-        let key = self.attestation_key(expected.attestation_certificate);
+        let key = match &question.key {
+            Ok(key) => {
+                self.say(Check::AttestationKey, Outcome::Pass);
+                Some(key)
+            }
+            Err(seen) => {
+                self.fail(
+                    Check::AttestationKey,
+                    "a P-256 key, known before the quote",
+                    seen,
+                );
+                None
+            }
+        };
         let attest = match parse(&evidence.attest) {
             Ok(attest) => attest,
             Err(error) => {
@@ -112,7 +118,7 @@ impl Bench {
                     &[
                         Check::Kind,
                         Check::Signature,
-                        Check::Nonce,
+                        question.nonce_check,
                         Check::PcrSelection,
                         Check::PcrDigest,
                         Check::EventLog,
@@ -128,36 +134,11 @@ impl Bench {
             &format!("magic number {GENERATED:#010x}"),
             &format!("magic number {:#010x}", attest.magic),
         );
-        self.signature(evidence, key.as_ref());
-        self.nonce(&attest, expected.nonce);
+        self.signature(evidence, key);
+        self.nonce(&attest, question);
         self.pcrs(&attest, evidence);
-        self.event_log(evidence);
+        self.event_log(evidence, question.log_fault);
         Some(attest.boot)
-    }
-
-    fn attestation_key(&mut self, certificate: Option<&[u8]>) -> Option<[u8; 65]> {
-        let Some(certificate) = certificate else {
-            self.fail(
-                Check::AttestationKey,
-                "a certificate sent before the quote",
-                "none",
-            );
-            return None;
-        };
-        match VerifyingKey::from_certificate_der(certificate) {
-            Ok(VerifyingKey::P256(point)) => {
-                self.say(Check::AttestationKey, Outcome::Pass);
-                Some(point)
-            }
-            Ok(VerifyingKey::Rsa(_)) => {
-                self.fail(Check::AttestationKey, "a P-256 key", "an RSA key");
-                None
-            }
-            Err(error) => {
-                self.fail(Check::AttestationKey, "a P-256 key", error.to_string());
-                None
-            }
-        }
     }
 
     fn signature(&mut self, evidence: &Evidence, key: Option<&[u8; 65]>) {
@@ -179,18 +160,18 @@ impl Bench {
         }
     }
 
-    fn nonce(&mut self, attest: &Attest, nonce: Option<&[u8]>) {
-        match nonce {
+    fn nonce(&mut self, attest: &Attest, question: &Question<'_>) {
+        match question.nonce {
             // Nonces are not secrets of the verifier: they were sent in clear, so comparing them takes no care for time.
             Some(nonce) => {
                 self.compare(
-                    Check::Nonce,
+                    question.nonce_check,
                     &hex::encode(nonce),
                     &hex::encode(&attest.extra_data),
                 );
             }
             None => self.fail(
-                Check::Nonce,
+                question.nonce_check,
                 "a nonce that this controller gave out and that is not used up",
                 hex::encode(&attest.extra_data),
             ),
@@ -200,7 +181,11 @@ impl Bench {
     fn pcrs(&mut self, attest: &Attest, evidence: &Evidence) {
         let (selection, digest) = match &attest.statement {
             Statement::Quote { selection, digest } => (selection, digest),
-            Statement::Other(kind) => {
+            other => {
+                let kind = match other {
+                    Statement::Other(kind) => *kind,
+                    _ => CERTIFY,
+                };
                 self.fail(
                     Check::Kind,
                     format!("a quote ({QUOTE:#06x})"),
@@ -237,7 +222,12 @@ impl Bench {
         );
     }
 
-    fn event_log(&mut self, evidence: &Evidence) {
+    fn event_log(&mut self, evidence: &Evidence, fault: Option<&str>) {
+        if let Some(fault) = fault {
+            self.fail(Check::EventLog, "a crypto-agile event log", fault);
+            self.skip(&[Check::EventLogReplay], "the event log cannot be read");
+            return;
+        }
         let Some(bytes) = &evidence.event_log else {
             self.skip(
                 &[Check::EventLog, Check::EventLogReplay],

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::command::CommandCode;
+use super::crypto::ShareError;
 use super::rc::{ResponseCode, code};
 use crate::wire::WireError;
 
@@ -47,6 +48,32 @@ pub enum TpmError {
         handle: Option<u32>,
         /// What was wrong with it.
         source: WireError,
+    },
+    /// The answer's code is not the TPM's: somebody on the bus changed the command or the answer, or the TPM behind it is another one.
+    #[error("TPM command {command}{}: the answer is not authentic; something between this program and the TPM changes what they say, or the TPM was exchanged", on(*handle))]
+    Tampered {
+        /// The command.
+        command: CommandCode,
+        /// Its first handle, if it has one.
+        handle: Option<u32>,
+    },
+    /// A key in the TPM is another one than before.
+    #[error(
+        "TPM command {command}: the TPM's {key} is not the one that it was; the TPM was exchanged, or its seed was changed"
+    )]
+    OtherKey {
+        /// The command that made or loaded it.
+        command: CommandCode,
+        /// Which key.
+        key: &'static str,
+    },
+    /// No secret can be shared with a key in the TPM, or no random bytes are to be had.
+    #[error("TPM command {command}: sharing a secret with the TPM: {source}")]
+    Share {
+        /// The command.
+        command: CommandCode,
+        /// Why.
+        source: ShareError,
     },
     /// The command cannot be built: a value is too long for it.
     #[error("TPM command {command}: {what} is {size} bytes long, at most {limit} are allowed")]

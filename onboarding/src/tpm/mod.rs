@@ -11,11 +11,13 @@
 //! sessions are [`Object`] and [`Session`] values that flush themselves when they go out of scope: a TPM has three slots
 //! for each, so nothing may stay behind.
 //!
-//! All authorizations are by empty password or by policy. Salted HMAC sessions with parameter encryption, which keep
-//! secrets off a sniffed bus, will be another variant of `command::Auth`; no secret crosses the bus so far: keys are made
-//! inside, and what goes over it is digests, signatures, points that are public, and shared points of cipher blocks.
+//! Keys are authorized by empty password or by policy. What nobody on the bus may see or change goes through a [`Salted`] session:
+//! its salt is encrypted to a key in the TPM, each command and answer carries a code made with it, and the first parameter may
+//! be encrypted. Those are the opened secret of a credential, shared points, and the owner's mark; everything else on the bus is
+//! digests, signatures, public keys and wrapped ones.
 
 mod command;
+pub(crate) mod crypto;
 mod error;
 mod rc;
 pub mod template;
@@ -25,9 +27,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use command::{
-    Capabilities, CommandCode, Handle, Hierarchy, KeyBlob, NvPublic, Object, PcrSelection,
-    Properties, Quoted, Session, Startup,
+    Attested, Capabilities, CommandCode, Handle, Hierarchy, KeyBlob, NvAttributes, NvPublic,
+    Object, PcrSelection, Properties, Salted, Session, Startup,
 };
+pub use crypto::ShareError;
 pub use error::TpmError;
 pub use rc::{About, ResponseCode, code};
 pub use transport::{DeviceFile, MAX_MESSAGE, Socket, Transport};

@@ -36,6 +36,8 @@ pub mod code {
     pub const INITIALIZE: u32 = 0x100;
     /// A self-test failed: the TPM refuses to work.
     pub const FAILURE: u32 = 0x101;
+    /// The NV index is locked.
+    pub const NV_LOCKED: u32 = 0x148;
     /// The NV index was not defined or the location is not there.
     pub const NV_DEFINED: u32 = 0x14c;
     /// No room for another persistent object or NV index.

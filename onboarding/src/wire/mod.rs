@@ -245,6 +245,12 @@ impl Writer {
         self
     }
 
+    /// Appends a 64-bit number.
+    pub fn u64(&mut self, value: u64) -> &mut Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+
     /// Appends bytes as they are.
     pub fn bytes(&mut self, value: &[u8]) -> &mut Self {
         self.0.extend_from_slice(value);

@@ -11,6 +11,7 @@
 )]
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -105,7 +106,19 @@ impl Emulator {
 
     /// A connection. The emulator serves one at a time: drop every other one first.
     pub fn connect(&self) -> Tpm {
-        Tpm::connect_unix(&self.socket()).unwrap()
+        Tpm::over(self.dial())
+    }
+
+    /// The socket is there a moment before the emulator listens on it.
+    fn dial(&self) -> Socket<UnixStream> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match Socket::unix(&self.socket()) {
+                Ok(socket) => return socket,
+                Err(error) => assert!(Instant::now() < deadline, "connecting to swtpm: {error}"),
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Power off without notice and on again: PCRs, loaded keys and sessions are gone, seeds and persistent keys stay.
@@ -126,10 +139,7 @@ impl Emulator {
 
     /// Sends a raw command on a connection of its own and checks that it succeeds.
     pub fn raw(&self, command: &[u8]) -> Vec<u8> {
-        let answer = Socket::unix(&self.socket())
-            .unwrap()
-            .exchange(command)
-            .unwrap();
+        let answer = self.dial().exchange(command).unwrap();
         assert_eq!(answer[6..10], [0; 4], "{answer:02x?}");
         answer
     }
@@ -148,4 +158,94 @@ pub fn loaded(tpm: &Tpm) -> Vec<Handle> {
     all.extend(tpm.handles(Handle(0x0300_0000)).unwrap());
     all.extend(tpm.handles(Handle(0x0200_0000)).unwrap());
     all
+}
+
+/// A connection that records what crosses it, and breaks at the commands that it is told.
+pub struct Proxy {
+    behind: Box<dyn Transport>,
+    shared: std::sync::Arc<std::sync::Mutex<Tap>>,
+}
+
+/// How a command goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It does not reach the TPM.
+    Lost,
+    /// The TPM does it, and its answer is lost.
+    AnswerLost,
+    /// It is answered with this code, and does not reach the TPM.
+    Code(u32),
+    /// One bit of its answer's last byte is changed.
+    Changed,
+}
+
+/// What was recorded, and what to break.
+#[derive(Default)]
+pub struct Tap {
+    /// Commands and answers, one after the other.
+    pub record: Vec<Vec<u8>>,
+    /// How many commands were sent since the last [`Tap::arm`].
+    pub count: usize,
+    /// The command to break, counted from 0, and how.
+    pub fault: Option<(usize, Fault)>,
+}
+
+impl Tap {
+    /// Counts from here, and breaks the command with this number.
+    pub fn arm(&mut self, fault: Option<(usize, Fault)>) {
+        self.count = 0;
+        self.fault = fault;
+    }
+
+    /// Whether the bytes stand anywhere in what crossed.
+    pub fn saw(&self, bytes: &[u8]) -> bool {
+        self.record
+            .iter()
+            .any(|message| message.windows(bytes.len()).any(|window| window == bytes))
+    }
+}
+
+impl Proxy {
+    /// In front of an emulator.
+    pub fn new(emulator: &Emulator) -> (Tpm, std::sync::Arc<std::sync::Mutex<Tap>>) {
+        let shared = std::sync::Arc::new(std::sync::Mutex::new(Tap::default()));
+        let proxy = Self {
+            behind: Box::new(emulator.dial()),
+            shared: shared.clone(),
+        };
+        (Tpm::over(proxy), shared)
+    }
+}
+
+impl Transport for Proxy {
+    fn exchange(&mut self, command: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut tap = self.shared.lock().unwrap();
+        let number = tap.count;
+        tap.count += 1;
+        tap.record.push(command.to_vec());
+        let fault = tap
+            .fault
+            .filter(|(at, _)| *at == number)
+            .map(|(_, fault)| fault);
+        let broken = || Err(std::io::Error::other("the bus was cut"));
+        let mut answer = match fault {
+            Some(Fault::Lost) => return broken(),
+            Some(Fault::Code(code)) => {
+                let mut answer = vec![0x80, 0x01, 0, 0, 0, 10];
+                answer.extend(code.to_be_bytes());
+                answer
+            }
+            _ => self.behind.exchange(command)?,
+        };
+        if fault == Some(Fault::AnswerLost) {
+            return broken();
+        }
+        if fault == Some(Fault::Changed)
+            && let Some(last) = answer.last_mut()
+        {
+            *last ^= 1;
+        }
+        tap.record.push(answer.clone());
+        Ok(answer)
+    }
 }

@@ -127,7 +127,7 @@ fn each_fault_fails_its_own_check() {
     let mut forged_magic = quote_bytes(NONCE, &[0xff, 0xff, 0], &digest);
     forged_magic[0] = 0;
     let mut other_kind = quote_bytes(NONCE, &[0xff, 0xff, 0], &digest);
-    other_kind[5] = 0x17;
+    other_kind[5] = 0x14;
     let other_key = key();
     let mut by_other = good();
     by_other.signature = other_key.pair.sign(&by_other.attest).unwrap();
@@ -139,7 +139,7 @@ fn each_fault_fails_its_own_check() {
             vec![Check::Structure],
         ),
         (
-            "a certification instead of a quote",
+            "a statement on time instead of a quote",
             signed(other_kind),
             vec![Check::Kind],
         ),

@@ -37,6 +37,8 @@ pub struct Properties {
     pub vendor: String,
     /// The version of its firmware, four 16-bit numbers as makers write it.
     pub firmware: String,
+    /// The same as the one number that the TPM signs in its statements.
+    pub firmware_version: u64,
     /// Authorization failures counted against lockout now.
     pub failures: u32,
     /// Failures at which it locks out.
@@ -116,6 +118,7 @@ impl Tpm {
                 low >> 16,
                 low & 0xffff
             ),
+            firmware_version: u64::from(high) << 32 | u64::from(low),
             failures: value(LOCKOUT_COUNTER),
             failures_allowed: value(MAX_AUTH_FAIL),
             forgets_after_s: value(LOCKOUT_RECOVERY),

@@ -1,14 +1,14 @@
 //! TPM2_MakeCredential and TPM2_ActivateCredential: a secret that only the TPM with this endorsement key can read, and
 //! only if it also holds that attestation key.
 
-use super::{Auth, Command, CommandCode, Handle, Hierarchy, MAX_BUFFER, MAX_DIGEST, Object, fits};
+use super::{Auth, Command, CommandCode, Handle, MAX_BUFFER, MAX_DIGEST, Object, Protect, fits};
 use crate::tpm::{Tpm, TpmError};
-use crate::wire::Name;
+use crate::wire::{Name, Public};
 
 impl Tpm {
     /// Wraps `secret` (at most 32 bytes) for the TPM that holds `endorsement_key` and an object named `name`. Any party
-    /// can do this; with a TPM it takes no code of its own. Gives the wrapped secret (TPM2B_ID_OBJECT's contents) and the
-    /// encrypted seed (TPM2B_ENCRYPTED_SECRET's contents).
+    /// can do this, without a TPM too: [`crate::enrol::credential::make`]. Gives the wrapped secret (TPM2B_ID_OBJECT's contents) and
+    /// the encrypted seed (TPM2B_ENCRYPTED_SECRET's contents).
     ///
     /// # Errors
     /// [`TpmError`].
@@ -31,7 +31,8 @@ impl Tpm {
         })
     }
 
-    /// Unwraps a secret that was wrapped for this endorsement key and for `key`.
+    /// Unwraps a secret that was wrapped for this endorsement key and for `key`. It crosses the bus encrypted, so that only whoever
+    /// holds the endorsement key that the device knows (`known`) could read it.
     ///
     /// # Errors
     /// [`TpmError`]; the TPM answers with an integrity or value error if the secret was wrapped for others.
@@ -39,17 +40,17 @@ impl Tpm {
         &self,
         key: &Object,
         endorsement_key: &Object,
+        known: &Public,
         wrapped: &[u8],
         seed: &[u8],
     ) -> Result<Vec<u8>, TpmError> {
         let code = CommandCode::ACTIVATE_CREDENTIAL;
         fits(code, "the wrapped secret", wrapped, MAX_DIGEST * 2 + 4)?;
         fits(code, "the encrypted seed", seed, 512)?;
-        let session = self.start_policy_session()?;
-        self.policy_secret(&session, Hierarchy::Endorsement)?;
+        let session = self.start_endorsement_session(endorsement_key, known)?;
         let command = Command::new(code)
-            .with(key.handle(), Auth::Empty)
-            .with(endorsement_key.handle(), Auth::Policy(session.handle()))
+            .with_object(key, Auth::Empty)
+            .with_object(endorsement_key, Auth::Salted(&session, Protect::Answer))
             .parameters(|p| {
                 p.sized(wrapped).sized(seed);
             });

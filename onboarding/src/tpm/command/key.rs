@@ -72,6 +72,19 @@ fn read_public(reader: &mut Reader<'_>) -> Result<Public, WireError> {
     Public::parse(reader.sized("public area", MAX_BUFFER)?)
 }
 
+/// Reads an object's name, which follows from its public area: the codes of salted sessions are made over it.
+fn read_name(reader: &mut Reader<'_>, public: &Public) -> Result<Name, WireError> {
+    let (seen, name) = (reader.sized("name", MAX_DIGEST + 2)?, public.name());
+    if seen == name.0 {
+        Ok(name)
+    } else {
+        Err(WireError::Value {
+            field: "name that is not that of the public area, its length",
+            value: seen.len() as u64,
+        })
+    }
+}
+
 /// The parameters that CreatePrimary and Create share: no authorization value, no data, no outside information, no PCRs.
 fn creation_parameters(writer: &mut Writer, template: &Public) {
     writer.sized(&[0, 0, 0, 0]);
@@ -97,7 +110,7 @@ impl Tpm {
             let handle = promised(handle)?;
             let public = read_public(reader)?;
             skip_creation(reader)?;
-            let name = Name(reader.sized("name", MAX_DIGEST + 2)?.to_vec());
+            let name = read_name(reader, &public)?;
             Ok((handle, public, name))
         })?;
         Ok(Object {
@@ -141,7 +154,7 @@ impl Tpm {
             })
             .answering_handle();
         let (handle, name) = self.run(&command, |handle, reader| {
-            let name = Name(reader.sized("name", MAX_DIGEST + 2)?.to_vec());
+            let name = read_name(reader, &public)?;
             Ok((promised(handle)?, name))
         })?;
         Ok(Object {

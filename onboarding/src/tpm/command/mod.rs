@@ -8,16 +8,18 @@
 //! ```
 //!
 //! An answer is taken apart strictly: its tag must be the command's, its lengths must add up, its authorization area
-//! must have as many entries as the command's, and every parser must use up its parameters.
+//! must have as many entries as the command's, the code of a salted session must fit, and every parser must use up its
+//! parameters.
 
+mod attestation;
 mod capability;
 mod credential;
 mod ecdh;
 mod key;
 mod nv;
 mod pcr;
-mod quote;
 mod random;
+mod salted;
 mod session;
 mod sign;
 mod startup;
@@ -26,17 +28,20 @@ use std::fmt;
 use std::sync::PoisonError;
 use std::thread;
 
+pub use attestation::Attested;
 pub use capability::{Capabilities, Properties};
 pub use key::{KeyBlob, Object};
-pub use nv::NvPublic;
+pub use nv::{NvAttributes, NvPublic};
 pub use pcr::PcrSelection;
-pub use quote::Quoted;
+pub use salted::Salted;
 pub use session::Session;
 pub use startup::Startup;
 
+use salted::{Exchange, Protect};
+
 use super::rc::ResponseCode;
 use super::{Tpm, TpmError};
-use crate::wire::{Reader, WireError, Writer};
+use crate::wire::{Name, Reader, WireError, Writer};
 
 /// TPM_ST_NO_SESSIONS and TPM_ST_SESSIONS.
 const TAG_PLAIN: u16 = 0x8001;
@@ -55,11 +60,16 @@ const MAX_BUFFER: usize = 2048;
 pub struct CommandCode(pub u32);
 
 impl CommandCode {
+    const NV_UNDEFINE_SPACE: Self = Self(0x122);
+    const NV_DEFINE_SPACE: Self = Self(0x12a);
+    const NV_WRITE: Self = Self(0x137);
+    const NV_WRITE_LOCK: Self = Self(0x138);
     const EVICT_CONTROL: Self = Self(0x120);
-    const CREATE_PRIMARY: Self = Self(0x131);
+    pub(crate) const CREATE_PRIMARY: Self = Self(0x131);
     const STARTUP: Self = Self(0x144);
     const SHUTDOWN: Self = Self(0x145);
     const ACTIVATE_CREDENTIAL: Self = Self(0x147);
+    const CERTIFY: Self = Self(0x148);
     const NV_READ: Self = Self(0x14e);
     const POLICY_SECRET: Self = Self(0x151);
     const CREATE: Self = Self(0x153);
@@ -81,6 +91,11 @@ impl CommandCode {
 impl fmt::Display for CommandCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match *self {
+            Self::NV_UNDEFINE_SPACE => "NV_UndefineSpace",
+            Self::NV_DEFINE_SPACE => "NV_DefineSpace",
+            Self::NV_WRITE => "NV_Write",
+            Self::NV_WRITE_LOCK => "NV_WriteLock",
+            Self::CERTIFY => "Certify",
             Self::EVICT_CONTROL => "EvictControl",
             Self::CREATE_PRIMARY => "CreatePrimary",
             Self::STARTUP => "Startup",
@@ -136,23 +151,30 @@ impl Hierarchy {
 
 /// How a command is authorized for one of its handles.
 #[derive(Debug, Clone, Copy)]
-enum Auth {
+enum Auth<'a> {
     /// By the empty password.
     Empty,
-    /// By a policy session whose policy is satisfied. The session stays loaded.
-    Policy(Handle),
+    /// By a salted session; it stays loaded. As policy session its policy is satisfied, else it stands for the empty password.
+    Salted(&'a Salted, Protect),
 }
 
 /// A command about to be sent.
-struct Command {
+struct Command<'a> {
     code: CommandCode,
-    handles: Vec<Handle>,
-    auths: Vec<Auth>,
+    /// Each with the name of what it names, if that is not the handle itself (part 1, 16).
+    handles: Vec<(Handle, Option<Name>)>,
+    auths: Vec<Auth<'a>>,
     parameters: Writer,
     answers_handle: bool,
 }
 
-impl Command {
+/// A command in bytes, and what the salted sessions in it need for reading the answer.
+struct Framed<'a> {
+    message: Vec<u8>,
+    exchanges: Vec<Option<Exchange<'a>>>,
+}
+
+impl<'a> Command<'a> {
     fn new(code: CommandCode) -> Self {
         Self {
             code,
@@ -165,13 +187,27 @@ impl Command {
 
     /// Adds a handle that needs no authorization.
     fn on(mut self, handle: Handle) -> Self {
-        self.handles.push(handle);
+        self.handles.push((handle, None));
+        self
+    }
+
+    /// Adds a handle that needs no authorization, and the name of what it names.
+    fn on_named(mut self, handle: Handle, name: &Name) -> Self {
+        self.handles.push((handle, Some(name.clone())));
         self
     }
 
     /// Adds a handle and its authorization. Handles with authorization come before those without (part 1, 18.7).
-    fn with(mut self, handle: Handle, auth: Auth) -> Self {
-        self.handles.push(handle);
+    fn with(mut self, handle: Handle, auth: Auth<'a>) -> Self {
+        self.handles.push((handle, None));
+        self.auths.push(auth);
+        self
+    }
+
+    /// Adds an object and its authorization.
+    fn with_object(mut self, object: &Object, auth: Auth<'a>) -> Self {
+        self.handles
+            .push((object.handle(), Some(object.name().clone())));
         self.auths.push(auth);
         self
     }
@@ -196,23 +232,55 @@ impl Command {
         }
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    fn first_handle(&self) -> Option<u32> {
+        self.handles.first().map(|(handle, _)| handle.0)
+    }
+
+    /// The names of all handles, one after the other.
+    fn names(&self) -> Vec<u8> {
+        let mut names = vec![];
+        for (handle, name) in &self.handles {
+            match name {
+                Some(name) => names.extend_from_slice(&name.0),
+                None => names.extend_from_slice(&handle.0.to_be_bytes()),
+            }
+        }
+        names
+    }
+
+    /// The command in bytes. With a salted session they are others each time.
+    fn frame(&self) -> Result<Framed<'a>, TpmError> {
+        let mut parameters = self.parameters.as_slice().to_vec();
+        let mut exchanges = vec![];
+        for auth in &self.auths {
+            exchanges.push(match auth {
+                Auth::Empty => None,
+                Auth::Salted(session, protect) => {
+                    let exchange = session.exchange(self.code, *protect)?;
+                    exchange.encrypt(&mut parameters);
+                    Some(exchange)
+                }
+            });
+        }
         let mut body = Writer::new();
-        for handle in &self.handles {
+        for (handle, _) in &self.handles {
             body.u32(handle.0);
         }
         if !self.auths.is_empty() {
             let mut area = Writer::new();
-            for auth in &self.auths {
-                let (session, attributes) = match auth {
-                    Auth::Empty => (PASSWORD_SESSION, 0),
-                    Auth::Policy(session) => (session.0, CONTINUE_SESSION),
-                };
-                area.u32(session).sized(&[]).u8(attributes).sized(&[]);
+            for exchange in &exchanges {
+                match exchange {
+                    None => {
+                        area.u32(PASSWORD_SESSION).sized(&[]).u8(0).sized(&[]);
+                    }
+                    Some(exchange) => {
+                        exchange.write(self.code, &self.names(), &parameters, &mut area);
+                    }
+                }
             }
             body.u32(length(area.as_slice())).bytes(area.as_slice());
         }
-        body.bytes(self.parameters.as_slice());
+        body.bytes(&parameters);
 
         let mut message = Writer::new();
         message
@@ -220,7 +288,10 @@ impl Command {
             .u32(length(body.as_slice()).saturating_add(10))
             .u32(self.code.0)
             .bytes(body.as_slice());
-        message.into_bytes()
+        Ok(Framed {
+            message: message.into_bytes(),
+            exchanges,
+        })
     }
 }
 
@@ -229,12 +300,21 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
+/// An authorization in an answer.
+#[derive(Debug, PartialEq, Eq)]
+struct AnswerAuth<'a> {
+    nonce: &'a [u8],
+    attributes: u8,
+    code: &'a [u8],
+}
+
 /// An answer taken apart.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer<'a> {
     Done {
         handle: Option<Handle>,
         parameters: &'a [u8],
+        auths: Vec<AnswerAuth<'a>>,
     },
     Refused(ResponseCode),
 }
@@ -267,44 +347,55 @@ fn take_apart(bytes: &[u8], tag: u16, auths: usize, handle: bool) -> Result<Answ
     };
     if auths == 0 {
         let parameters = reader.bytes("parameters", reader.left())?;
-        return Ok(Answer::Done { handle, parameters });
+        return Ok(Answer::Done {
+            handle,
+            parameters,
+            auths: vec![],
+        });
     }
     let size = reader.be32("parameters' length")?;
     let parameters = reader.bytes("parameters", usize::try_from(size).unwrap_or(usize::MAX))?;
+    let mut seen = Vec::with_capacity(auths);
     for _ in 0..auths {
-        reader.sized("authorization's nonce", MAX_DIGEST)?;
-        reader.u8("authorization's attributes")?;
-        reader.sized("authorization's code", MAX_DIGEST)?;
+        seen.push(AnswerAuth {
+            nonce: reader.sized("authorization's nonce", MAX_DIGEST)?,
+            attributes: reader.u8("authorization's attributes")?,
+            code: reader.sized("authorization's code", MAX_DIGEST)?,
+        });
     }
     reader.end("answer")?;
-    Ok(Answer::Done { handle, parameters })
+    Ok(Answer::Done {
+        handle,
+        parameters,
+        auths: seen,
+    })
 }
 
 impl Tpm {
     /// Sends a command, again while the TPM is busy, and has `parse` read its answer's handle and parameters.
     fn run<T>(
         &self,
-        command: &Command,
+        command: &Command<'_>,
         parse: impl FnOnce(Option<Handle>, &mut Reader<'_>) -> Result<T, WireError>,
     ) -> Result<T, TpmError> {
-        let (code, first) = (command.code, command.handles.first().map(|h| h.0));
+        let (code, first) = (command.code, command.first_handle());
         let malformed = |source| TpmError::Malformed {
             command: code,
             handle: first,
             source,
         };
-        let message = command.to_bytes();
-        if message.len() > super::MAX_MESSAGE {
-            return Err(TpmError::TooLong {
-                command: code,
-                what: "the command",
-                size: message.len(),
-                limit: super::MAX_MESSAGE,
-            });
-        }
         let mut attempt = 0_u32;
         loop {
             attempt += 1;
+            let Framed { message, exchanges } = command.frame()?;
+            if message.len() > super::MAX_MESSAGE {
+                return Err(TpmError::TooLong {
+                    command: code,
+                    what: "the command",
+                    size: message.len(),
+                    limit: super::MAX_MESSAGE,
+                });
+            }
             let bytes = self
                 .transport
                 .lock()
@@ -336,8 +427,24 @@ impl Tpm {
                         });
                     }
                 },
-                Answer::Done { handle, parameters } => {
-                    let mut reader = Reader::new(parameters);
+                Answer::Done {
+                    handle,
+                    parameters,
+                    auths,
+                } => {
+                    let mut clear = parameters.to_vec();
+                    for (exchange, auth) in exchanges.into_iter().zip(&auths) {
+                        let fits = exchange.is_none_or(|exchange| {
+                            exchange.answered(code, auth, parameters, &mut clear)
+                        });
+                        if !fits {
+                            return Err(TpmError::Tampered {
+                                command: code,
+                                handle: first,
+                            });
+                        }
+                    }
+                    let mut reader = Reader::new(&clear);
                     return parse(handle, &mut reader)
                         .and_then(|value| reader.end("parameters").map(|()| value))
                         .map_err(malformed);
@@ -347,7 +454,7 @@ impl Tpm {
     }
 
     /// Sends a command whose answer has no parameters.
-    fn run_silent(&self, command: &Command) -> Result<(), TpmError> {
+    fn run_silent(&self, command: &Command<'_>) -> Result<(), TpmError> {
         self.run(command, |_, _| Ok(()))
     }
 }
@@ -394,14 +501,20 @@ mod tests {
             take_apart(OK_PLAIN, TAG_PLAIN, 0, false),
             Ok(Answer::Done {
                 handle: None,
-                parameters: &[7, 8]
+                parameters: &[7, 8],
+                auths: vec![]
             })
         );
         assert_eq!(
             take_apart(OK_AUTHORIZED, TAG_AUTHORIZED, 1, true),
             Ok(Answer::Done {
                 handle: Some(Handle(0x8000_0001)),
-                parameters: &[7, 8]
+                parameters: &[7, 8],
+                auths: vec![AnswerAuth {
+                    nonce: &[],
+                    attributes: 1,
+                    code: &[]
+                }]
             })
         );
         let refusal = [0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x21];
@@ -447,7 +560,7 @@ mod tests {
                 p.u8(0xaa);
             });
         assert_eq!(
-            command.to_bytes(),
+            command.frame().unwrap().message,
             [
                 0x80, 0x02, 0, 0, 0, 28, 0, 0, 0x01, 0x5d, 0x80, 0, 0, 0, 0, 0, 0, 9, 0x40, 0, 0,
                 9, 0, 0, 0, 0, 0, 0xaa

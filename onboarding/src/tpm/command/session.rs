@@ -3,13 +3,31 @@
 use super::{Auth, Command, CommandCode, Handle, Hierarchy, MAX_DIGEST, promised};
 use crate::tpm::{Tpm, TpmError};
 
-/// TPM_SE_POLICY.
-const POLICY: u8 = 1;
-/// TPM_ALG_NULL and TPM_ALG_SHA256.
-const NULL: u16 = 0x0010;
+/// TPM_ALG_AES, TPM_ALG_SHA256, TPM_ALG_CFB.
+const AES: u16 = 0x0006;
 const SHA256: u16 = 0x000b;
+const CFB: u16 = 0x0043;
 
-/// A policy session, flushed when this value goes out of scope.
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It shows that we know an authorization value, which is empty here, and protects what is said.
+    Hmac,
+    /// It collects the parts of a policy.
+    Policy,
+}
+
+impl Kind {
+    /// TPM_SE.
+    fn number(self) -> u8 {
+        match self {
+            Self::Hmac => 0,
+            Self::Policy => 1,
+        }
+    }
+}
+
+/// A session, flushed when this value goes out of scope.
 #[derive(Debug)]
 pub struct Session {
     tpm: Tpm,
@@ -33,28 +51,32 @@ impl Drop for Session {
 }
 
 impl Tpm {
-    /// Opens a policy session with SHA-256, unsalted and unbound: it authorizes, it does not encrypt.
-    ///
-    /// # Errors
-    /// [`TpmError`].
-    pub fn start_policy_session(&self) -> Result<Session, TpmError> {
-        // The nonce only matters to the HMACs of a salted or bound session; 16 bytes are the least that is allowed.
-        let nonce = self.random(16)?;
+    /// Opens a session with SHA-256 and AES-128-CFB, salted by a secret encrypted to `key`, bound to nothing. Gives the TPM's nonce
+    /// too.
+    pub(super) fn start_session(
+        &self,
+        key: Handle,
+        nonce: &[u8],
+        salt: &[u8],
+        kind: Kind,
+    ) -> Result<(Session, Vec<u8>), TpmError> {
         let command = Command::new(CommandCode::START_AUTH_SESSION)
-            .on(Handle::NULL)
+            .on(key)
             .on(Handle::NULL)
             .parameters(|p| {
-                p.sized(&nonce).sized(&[]).u8(POLICY).u16(NULL).u16(SHA256);
+                p.sized(nonce).sized(salt).u8(kind.number());
+                p.u16(AES).u16(128).u16(CFB).u16(SHA256);
             })
             .answering_handle();
-        let handle = self.run(&command, |handle, reader| {
-            reader.sized("TPM's nonce", MAX_DIGEST)?;
-            promised(handle)
+        let (handle, nonce) = self.run(&command, |handle, reader| {
+            let nonce = reader.sized("TPM's nonce", MAX_DIGEST)?.to_vec();
+            Ok((promised(handle)?, nonce))
         })?;
-        Ok(Session {
+        let session = Session {
             tpm: self.clone(),
             handle,
-        })
+        };
+        Ok((session, nonce))
     }
 
     /// Satisfies the policy part "knows the authorization value of this hierarchy", which is empty.
