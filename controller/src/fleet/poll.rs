@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use operator_api::{App, Datastore, Device};
 use protocol::envelope;
 use protocol::eve::config::{ConfigRequest, ConfigResponse, EdgeDevConfig};
 use protocol::eve::uuid::{UuidRequest, UuidResponse};
 
 use super::registry::Entry;
-use super::{Fleet, Opened, Refused, attest, plan};
-use crate::store::{Connection, StoreError, objects};
+use super::secrets::{self, Envelope};
+use super::{Fleet, Opened, Refused, attest, plan, policy};
+use crate::store::{Connection, StoreError, identities, objects};
 
 /// Answer to a device that asks for its config.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ impl Fleet {
     pub async fn config(&self, opened: Opened) -> Result<Answer, Refused> {
         let request: ConfigRequest = envelope::decode(&opened.payload, "ConfigRequest")?;
         let device = &opened.device;
-        if !attest::token_fits(device, &request.integrity_token) {
+        if !attest::token_fits(device, &request.integrity_token, Timestamp::now()) {
             return Err(Refused::Token);
         }
         let wanted = {
@@ -69,14 +71,27 @@ impl Fleet {
 
     async fn plan_config(&self, device: &Entry) -> Result<(EdgeDevConfig, Arc<str>), Refused> {
         let epoch = device.state().epoch;
-        let (object, apps, datastores) = inputs(&mut *self.store.read().await?, device)
+        let mut reader = self.store.read().await?;
+        let (object, apps, datastores) = inputs(&mut reader, device)
             .await?
             .ok_or_else(|| Refused::UnknownDevice(device.certificate.hash().to_string()))?;
+        let trust = self.trust().await?;
+        let facts = identities::ground(&mut reader, device.id).await?.facts;
+        let facts = facts.unwrap_or_default();
+        let (manufacturer, product) = policy::model(&facts, &object);
+        let keep_running = trust
+            .rulings
+            .of(manufacturer, product)
+            .is_none_or(|ruling| ruling.policy.keep_running);
+        let envelope = self.envelope(&mut reader, device).await?;
+        drop(reader);
         let config = plan::config(plan::Inputs {
             device: &object,
             apps: &apps,
             datastores: &datastores,
             certificates_hash: self.pki.certificates_hash(),
+            secrets: envelope.as_ref(),
+            keep_running,
         });
         let hash: Arc<str> = plan::hash(&config).into();
         let mut state = device.state();
@@ -84,6 +99,25 @@ impl Fleet {
             state.wanted = Some(hash.clone());
         }
         Ok((config, hash))
+    }
+}
+
+impl Fleet {
+    /// What encrypts secrets to a device, if it may have any.
+    async fn envelope(
+        &self,
+        connection: &mut Connection,
+        device: &Entry,
+    ) -> Result<Option<Envelope>, StoreError> {
+        let (certificate, attestation) = identities::secrecy(connection, device.id).await?;
+        let Some(certificate) = certificate.filter(|_| secrets::may_have(&attestation)) else {
+            return Ok(None);
+        };
+        let (own, name) = self.pki.agreement();
+        // The certificate was looked at when the device showed it.
+        Ok(Envelope::new(own, &name, device.id, &certificate)
+            .inspect_err(|error| tracing::error!(device = %device.id, %error, "encrypting secrets"))
+            .ok())
     }
 }
 

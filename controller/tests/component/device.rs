@@ -26,6 +26,8 @@ pub struct Device {
     pub token: Vec<u8>,
     /// Firmware's event log that goes along with quotes.
     pub event_log: Option<Vec<u8>>,
+    /// The certificate that it was granted, if it enrolled by itself.
+    pub granted: Option<Vec<u8>>,
     _directory: TempDir,
 }
 
@@ -41,6 +43,7 @@ impl Device {
             id,
             token: Vec::new(),
             event_log: None,
+            granted: None,
             _directory: directory,
         }
     }
@@ -61,7 +64,10 @@ impl Device {
     }
 
     pub fn hash(&self) -> CertHash {
-        self.identity.device_certificate().hash()
+        match &self.granted {
+            Some(certificate) => CertHash::of_der(certificate),
+            None => self.identity.device_certificate().hash(),
+        }
     }
 
     pub fn seal(&self, payload: Vec<u8>) -> Vec<u8> {
@@ -69,9 +75,11 @@ impl Device {
     }
 
     pub fn registration(&self, site: &Site) -> Vec<u8> {
-        let key =
-            OnboardingKey::from_pem(&site.bundle.onboard_certificate, &site.bundle.onboard_key)
-                .unwrap();
+        let key = OnboardingKey::from_pem(
+            site.bundle.onboard_certificate.as_deref().unwrap(),
+            site.bundle.onboard_key.as_deref().unwrap(),
+        )
+        .unwrap();
         let message =
             registration::message(self.identity.device_certificate(), &self.serial, "").unwrap();
         envelope::seal_message(&message, &key.hash(), Some(key.certificate_pem()), &key).unwrap()

@@ -7,8 +7,11 @@
 mod attestation;
 mod device;
 mod device_api;
+mod enrol_attacks;
 mod logs;
+mod machine;
 mod operator_api;
 mod push;
 mod site;
 mod tpm;
+mod zero_touch;
