@@ -35,6 +35,9 @@ pub enum Refused {
     /// The integrity token is not that of the present boot.
     #[error("the integrity token is not the one given to this device; attest again")]
     Token,
+    /// Its boot was refused; which checks failed, in words for whoever stands before its screen.
+    #[error("attestation: {0}")]
+    Boot(String),
     /// Its certificate has ended.
     #[error("the certificate of device {0} has ended; enrol again")]
     Ended(DeviceId),

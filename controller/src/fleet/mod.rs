@@ -16,12 +16,14 @@
 //! | [`links`] | push and consoles |
 
 pub mod admission;
+mod answers;
 pub mod attest;
 pub mod boots;
 pub mod enrol;
 pub mod error;
 pub mod events;
 pub mod figures;
+mod gate;
 pub mod links;
 pub mod logs;
 pub mod manifest;
@@ -130,7 +132,7 @@ pub struct Fleet {
     password_checks: Semaphore,
     believed: trust::Cache,
     /// Places in the waiting room.
-    gate: zero_touch::Gate,
+    gate: gate::Gate,
     /// Enrolments that are being opened, and those that are being worked on.
     enrol_doors: Semaphore,
     enrol_work: Semaphore,
@@ -186,7 +188,7 @@ impl Fleet {
             log_news: broadcast::channel(1024).0,
             password_checks: Semaphore::new(2),
             believed: trust::Cache::default(),
-            gate: zero_touch::Gate::default(),
+            gate: gate::Gate::default(),
             enrol_doors: Semaphore::new(4 * at_once),
             enrol_work: Semaphore::new(at_once),
         }))

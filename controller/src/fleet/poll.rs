@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use operator_api::{App, Datastore, Device};
+use operator_api::{App, AttestationConclusion, Datastore, Device, VerdictOutcome};
 use protocol::envelope;
 use protocol::eve::config::{ConfigRequest, ConfigResponse, EdgeDevConfig};
 use protocol::eve::uuid::{UuidRequest, UuidResponse};
@@ -14,6 +14,9 @@ use super::registry::Entry;
 use super::secrets::{self, Envelope};
 use super::{Fleet, Opened, Refused, attest, plan, policy};
 use crate::store::{Connection, StoreError, identities, objects};
+
+/// Longest text for a device's screen, in characters.
+const MAX_WORDS: usize = 400;
 
 /// Answer to a device that asks for its config.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl Fleet {
         let request: ConfigRequest = envelope::decode(&opened.payload, "ConfigRequest")?;
         let device = &opened.device;
         if !attest::token_fits(device, &request.integrity_token, Timestamp::now()) {
-            return Err(Refused::Token);
+            return Err(self.why_not(device).await?);
         }
         let wanted = {
             let mut state = device.state();
@@ -67,6 +70,23 @@ impl Fleet {
             config_hash: hash.to_string(),
         };
         Ok(Answer::Config(self.pki.seal(&response)?))
+    }
+
+    /// Why a device without a good token gets no config. One whose boot was refused is told which checks failed, to be shown on its screen.
+    async fn why_not(&self, device: &Entry) -> Result<Refused, Refused> {
+        let (_, attestation) =
+            identities::secrecy(&mut *self.store.read().await?, device.id).await?;
+        if attestation.conclusion != AttestationConclusion::Refused {
+            return Ok(Refused::Token);
+        }
+        let failed: Vec<String> = attestation
+            .verdicts
+            .iter()
+            .filter(|verdict| verdict.outcome == VerdictOutcome::Failed)
+            .map(|verdict| format!("{}: {}", verdict.check, verdict.detail))
+            .collect();
+        let words = failed.join("; ");
+        Ok(Refused::Boot(words.chars().take(MAX_WORDS).collect()))
     }
 
     async fn plan_config(&self, device: &Entry) -> Result<(EdgeDevConfig, Arc<str>), Refused> {

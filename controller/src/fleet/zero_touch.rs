@@ -11,14 +11,12 @@
 //!
 //! Who asks is unknown until its proof has held, so everything before that costs a bounded part of the processors and no row.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use onboarding::enrol::verifier::{self, Delegation, Evidence, Judged, Proven};
-use onboarding::enrol::{EnrolError, MachineId};
 use onboarding::quote::{Check, Outcome};
 use operator_api::{
     AttestationLevel, BootOccasion, Device, DeviceSpec, DeviceStatus, Hardware, MachineFacts,
@@ -26,13 +24,13 @@ use operator_api::{
 };
 use prost::Message as _;
 use protocol::enrolment::seal::{self, AnswerKey, Flight};
-use protocol::enrolment::wire::{
-    self, Answer, GrantPayload, Level, Reason, Refusal, Wait, answer::Kind,
-};
+use protocol::enrolment::wire::answer::Kind;
+use protocol::enrolment::wire::{self, Answer, GrantPayload, Level, Reason};
 use protocol::ids::DeviceId;
 use protocol::keys::sha256;
 
 use super::admission::{self, Admitted, Applicant, Decision, Memory, Person};
+use super::answers::{busy, failed, hold, refusal, unproven};
 use super::attest::shown_verdicts;
 use super::enrol::free_name;
 use super::registry::Entry;
@@ -48,62 +46,6 @@ const NONCES_OF_A_MACHINE: i64 = 16;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// A waiting machine that asks again sooner is answered without anything being written.
 const QUIET: Duration = Duration::from_secs(5);
-
-/// How many machines may enter the waiting room, level by level: whoever can make keys without end at one level leaves the others'
-/// places alone.
-#[derive(Default)]
-pub struct Gate(Mutex<BTreeMap<String, (f64, Instant)>>);
-
-impl Gate {
-    /// Takes a place of a level, of which there are `per_minute`; says whether there was one.
-    fn pass(&self, level: AttestationLevel, per_minute: u32, now: Instant) -> bool {
-        let most = f64::from(per_minute);
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (left, since) = places.entry(level.to_string()).or_insert((most, now));
-        *left = (*left + now.duration_since(*since).as_secs_f64() * most / 60.0).min(most);
-        *since = now;
-        if *left < 1.0 {
-            return false;
-        }
-        *left -= 1.0;
-        true
-    }
-}
-
-/// An answer that is not a grant.
-fn refusal(reason: Reason, text: impl Into<String>) -> Answer {
-    let retry_seconds = match reason {
-        Reason::Busy => 10,
-        Reason::Challenge => 5,
-        Reason::Denied => 300,
-        _ => 60,
-    };
-    Answer {
-        kind: Some(Kind::Refusal(Refusal {
-            reason: reason.into(),
-            text: text.into(),
-            retry_seconds,
-        })),
-    }
-}
-
-fn busy() -> Answer {
-    refusal(Reason::Busy, "the controller is busy; trying again")
-}
-
-/// What to tell a device whose message failed. What failed inside the controller is for its log.
-fn failed(error: &EnrolError) -> Answer {
-    match error.reason() {
-        Reason::Busy => {
-            tracing::error!(%error, "enrolment");
-            busy()
-        }
-        reason => {
-            tracing::info!(%error, "enrolment: a message was refused");
-            refusal(reason, error.to_string())
-        }
-    }
-}
 
 /// A request that could be opened.
 struct Asked {
@@ -303,7 +245,12 @@ impl Fleet {
                         now.as_millisecond() - last.as_millisecond() < millis(QUIET)
                     })
                 });
-                let answer = self.hold(&decided.decision, &proven.machine, reason);
+                let answer = hold(
+                    &decided.decision,
+                    &proven.machine,
+                    reason,
+                    self.settings.waiting_retry,
+                );
                 if quiet && decided.alarms.is_empty() {
                     return Ok(answer);
                 }
@@ -339,24 +286,6 @@ impl Fleet {
             self.tell_device(device, news).await;
         }
         Ok(answer)
-    }
-
-    /// What a machine is told that does not become a device now.
-    fn hold(&self, decision: &Decision, machine: &MachineId, reason: &str) -> Answer {
-        let retry = u32::try_from(self.settings.waiting_retry.as_secs()).unwrap_or(u32::MAX);
-        if matches!(decision, Decision::Refuse { .. }) {
-            return refusal(
-                Reason::Denied,
-                format!("{reason}; an operator can let it in all the same"),
-            );
-        }
-        tracing::info!(%machine, reason, "a machine waits");
-        Answer {
-            kind: Some(Kind::Wait(Wait {
-                retry_seconds: retry,
-                reason: format!("an operator has to approve this machine: {reason}"),
-            })),
-        }
     }
 
     /// Whether a machine more may wait.
@@ -538,29 +467,6 @@ async fn answered(
         .map_err(|error| Refused::Internal(format!("a kept answer: {error}")))
 }
 
-/// The refusal of a proof that does not hold.
-fn unproven(evidence: &Evidence, judged: &Judged) -> Answer {
-    let machine = evidence.machine_id();
-    let mut texts = Vec::new();
-    for failed in judged.report.failures() {
-        tracing::warn!(%machine, verdict = %failed, "enrolment: a proof does not hold");
-        texts.push(failed.check.claim());
-    }
-    let stale = [Check::Challenge, Check::Hello]
-        .into_iter()
-        .any(|check| judged.report.failed(check));
-    let reason = if stale {
-        Reason::Challenge
-    } else {
-        Reason::Proof
-    };
-    let text = match texts.as_slice() {
-        [] => "the proof is not complete".to_owned(),
-        _ => format!("this does not hold: {}", texts.join("; ")),
-    };
-    refusal(reason, text)
-}
-
 fn level(level: Level) -> AttestationLevel {
     match level {
         Level::Gold => AttestationLevel::Gold,
@@ -667,26 +573,4 @@ async fn insert(
         ..DeviceStatus::default()
     };
     objects::insert(connection, &mut device, objects::Links::default(), now).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gate_lets_so_many_pass_a_minute_and_each_level_has_its_own() {
-        let gate = Gate::default();
-        let begin = Instant::now();
-        let at = |seconds| begin + Duration::from_secs(seconds);
-        let passed = |level, seconds| {
-            (0..100)
-                .filter(|_| gate.pass(level, 6, at(seconds)))
-                .count()
-        };
-        assert_eq!(passed(AttestationLevel::None, 0), 6);
-        assert_eq!(passed(AttestationLevel::None, 5), 0);
-        assert_eq!(passed(AttestationLevel::Bronze, 5), 6);
-        assert_eq!(passed(AttestationLevel::None, 20), 2);
-        assert_eq!(passed(AttestationLevel::None, 3600), 6);
-    }
 }

@@ -28,7 +28,7 @@ pub struct Device {
     pub event_log: Option<Vec<u8>>,
     /// The certificate that it was granted, if it enrolled by itself.
     pub granted: Option<Vec<u8>>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Device {
@@ -44,8 +44,13 @@ impl Device {
             token: Vec::new(),
             event_log: None,
             granted: None,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// Takes up its keys again after its TPM was started anew.
+    pub fn reopen(&mut self, tpm: Tpm) {
+        self.identity = Identity::open_or_create(self.directory.path(), Some(tpm)).unwrap();
     }
 
     /// A device without a TPM that has registered and knows its id.

@@ -206,8 +206,11 @@ async fn row_9_a_flood_of_unknown_machines_stays_within_bounds() {
     // With proofs, by keys that cost nothing: as many enter as may in a minute, the rest are told to come again.
     let (mut waits, mut busy) = (0, 0);
     for number in 0..160 {
-        match Machine::without_tpm(&format!("F-{number}")).enrol(&site).await {
-            Heard::Wait(_) => waits += 1,
+        match Machine::without_tpm(&format!("F-{number}"))
+            .enrol(&site)
+            .await
+        {
+            Heard::Wait => waits += 1,
             Heard::Refused(Reason::Busy, _) => busy += 1,
             other => panic!("{other:?}"),
         }
@@ -286,10 +289,7 @@ async fn row_13_a_tpm_without_its_makers_certificate_gets_in_at_bronze_and_no_hi
     let machine = Machine::with_tpm(&emulator, "SN-13");
     assert!(machine.enrol(&site).await.waits());
     let room = waiting(&site).await;
-    assert_eq!(
-        room[0].status.level,
-        operator_api::AttestationLevel::Bronze
-    );
+    assert_eq!(room[0].status.level, operator_api::AttestationLevel::Bronze);
     an_honest_machine_still_enrols(&site).await;
 }
 
@@ -303,7 +303,12 @@ async fn row_16_a_controller_that_fails_in_the_middle_leaves_nothing_half() {
     {
         let emulator = Emulator::start();
         let serial = format!("SN-16-{number}");
-        manifest(&site, &format!("m-{number}"), &format!("serial\n{serial}\n")).await;
+        manifest(
+            &site,
+            &format!("m-{number}"),
+            &format!("serial\n{serial}\n"),
+        )
+        .await;
         let devices = site.list::<DeviceObject>().await.len();
         let machine = Machine::with_tpm(&emulator, &serial);
         let ready = machine.ready(&site).await;
@@ -403,8 +408,7 @@ async fn row_18_no_endorsement_key_and_no_serial_number_stands_on_the_wire() {
     else {
         panic!("no TPM's keys")
     };
-    let (body, _) =
-        seal::seal_request(&controller(&site), Flight::Hello, session.bytes()).unwrap();
+    let (body, _) = seal::seal_request(&controller(&site), Flight::Hello, session.bytes()).unwrap();
     let (_, answer) = post(&site, paths::ENROL_HELLO, body.clone()).await;
     for wire in [body, answer] {
         for clear in [endorsement_public.as_slice(), b"SERIAL-18"] {
@@ -450,10 +454,13 @@ async fn a_tpm_whose_counters_have_gone_back_is_not_believed() {
         .map(|verdict| verdict.check.as_str())
         .collect();
     assert_eq!(failed, ["resetCount"]);
-    assert_eq!(
-        machine.device.config(&site, "").await.0,
-        StatusCode::FORBIDDEN
-    );
+    // It is told why, for its screen.
+    let request = protocol::eve::config::ConfigRequest::default();
+    let path = paths::config(machine.device.id);
+    let (status, text) = machine.device.send(&site, &path, &request).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.starts_with("attestation: resetCount: "), "{text}");
     assert!(machine.enrol(&site).await.waits(), "a person has to look");
     an_honest_machine_still_enrols(&site).await;
 }

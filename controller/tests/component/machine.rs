@@ -20,7 +20,8 @@ use crate::tpm::Emulator;
 
 /// An event log of a boot that measured nothing: the header of the crypto-agile form, with the SHA-256 bank alone. It explains the
 /// PCRs of an emulator that was just started.
-pub const EMPTY_LOG: &[u8] = b"\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x21\0\0\0\
+pub const EMPTY_LOG: &[u8] =
+    b"\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x21\0\0\0\
     Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x01\0\0\0\x0b\0\x20\0\0";
 
 /// What a flight came to.
@@ -28,7 +29,7 @@ pub const EMPTY_LOG: &[u8] = b"\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
 pub enum Heard {
     Challenge(Box<Challenge>),
     Granted(GrantPayload),
-    Wait(String),
+    Wait,
     Refused(Reason, String),
     /// The answer was no sealed message.
     Status(StatusCode),
@@ -43,7 +44,7 @@ impl Heard {
     }
 
     pub fn waits(&self) -> bool {
-        matches!(self, Self::Wait(_))
+        matches!(self, Self::Wait)
     }
 
     #[track_caller]
@@ -202,7 +203,10 @@ pub async fn ask(site: &Site, flight: Flight, message: &[u8]) -> Heard {
 fn heard(kind: Kind) -> Heard {
     match kind {
         Kind::Challenge(challenge) => Heard::Challenge(Box::new(challenge)),
-        Kind::Wait(wait) => Heard::Wait(wait.reason),
+        Kind::Wait(wait) => {
+            assert!(!wait.reason.is_empty() && wait.retry_seconds > 0);
+            Heard::Wait
+        }
         Kind::Refusal(refusal) => Heard::Refused(refusal.reason(), refusal.text),
         Kind::Grant(_) => panic!("a grant that nobody here can open"),
     }
@@ -247,7 +251,9 @@ pub async fn an_honest_machine_still_enrols(site: &Site) {
         &format!("serial\n{serial}\n"),
     )
     .await;
-    let mut machine = Machine::with_tpm(&emulator, &serial).enrolled(site).await;
+    let mut machine = Machine::with_tpm(&emulator, &serial);
+    machine.smbios.product = "Honest Box".to_owned();
+    let mut machine = machine.enrolled(site).await;
     machine.device.attest(site).await;
     assert_eq!(machine.device.config(site, "").await.0, StatusCode::OK);
 }

@@ -11,6 +11,7 @@ mod enrol_attacks;
 mod logs;
 mod machine;
 mod operator_api;
+mod policy;
 mod push;
 mod site;
 mod tpm;

@@ -56,7 +56,11 @@ async fn a_machine_on_a_manifest_becomes_a_device_without_a_person() {
         .json()
         .await
         .unwrap();
-    let occasions: Vec<_> = lists.items.iter().map(|boot| boot.status.occasion).collect();
+    let occasions: Vec<_> = lists
+        .items
+        .iter()
+        .map(|boot| boot.status.occasion)
+        .collect();
     assert_eq!(
         occasions,
         [BootOccasion::Attestation, BootOccasion::Enrolment]
@@ -202,7 +206,10 @@ async fn a_manifest_counts_if_a_trusted_key_signed_it() {
     assert_eq!(status, StatusCode::CREATED, "{answer}");
     assert_eq!(answer["status"]["signedBy"], "purchasing");
     assert_eq!(answer["status"]["machines"], 1);
-    assert!(answer["spec"]["text"].is_null(), "the text is not given back");
+    assert!(
+        answer["spec"]["text"].is_null(),
+        "the text is not given back"
+    );
     let other = key.sign(b"serial\nSIGNED-2\n");
     assert_eq!(
         site.put("manifests/signed", &body(&other)).await.0,

@@ -83,7 +83,9 @@ impl IntoResponse for Refused {
                 return (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response();
             }
             Self::Signature(_) => StatusCode::UNAUTHORIZED,
-            Self::OtherDevice { .. } | Self::Token | Self::NotAllowed(_) => StatusCode::FORBIDDEN,
+            Self::OtherDevice { .. } | Self::Token | Self::Boot(_) | Self::NotAllowed(_) => {
+                StatusCode::FORBIDDEN
+            }
             Self::Clash(_) => StatusCode::CONFLICT,
             Self::Empty => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StoreFull(_) => StatusCode::INSUFFICIENT_STORAGE,
