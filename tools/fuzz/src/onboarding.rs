@@ -302,8 +302,13 @@ fn tpm_answers(data: &[u8]) {
             }
         }
         _ => {
-            if let Some(point) = template::p256(KeyUse::Attest).p256_point() {
-                drop(tpm.ecdh_zgen(key, &point));
+            // Sessions: their salt, the encrypted answer and its HMAC are all the TPM's word against ours.
+            let agree = template::p256(KeyUse::Agree);
+            if let Ok(object) = tpm.create_primary(Hierarchy::Owner, &agree)
+                && let Ok(session) = tpm.start_hmac_session(&object, object.public())
+                && let Some(point) = object.public().p256_point()
+            {
+                drop(tpm.ecdh_zgen(&object, &session, &point));
             }
         }
     }
