@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::desired::{Content, ContentKind, Desired};
-use crate::domain::ids::{ContentId, DatastoreId};
+use protocol::ids::{ContentId, DatastoreId};
 use crate::reconcile::ledger::Ledger;
 
 const GOOD: VolumeId = VolumeId(Uuid::from_u128(2));
