@@ -14,7 +14,8 @@ use protocol::cipher::{KeyAgreement as _, Point, SoftwareAgreement};
 use protocol::digest::Digest;
 use protocol::enrolment::owner::Pinned;
 use protocol::keys::VerifyingKey;
-use support::{Emulator, Fault, Proxy, loaded};
+use support::proxy::{Fault, Proxy};
+use support::{Emulator, loaded};
 
 fn key(tpm: &Tpm, hierarchy: Hierarchy, key: KeyUse) -> Object {
     let parent = tpm.create_primary(hierarchy, &p256(KeyUse::Store)).unwrap();

@@ -311,6 +311,3 @@ fn unknown_critical(certificate: &X509Certificate<'_>) -> Option<String> {
         })
         .map(|extension| extension.oid.to_string())
 }
-
-#[cfg(test)]
-mod tests;
