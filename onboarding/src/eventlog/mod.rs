@@ -110,6 +110,8 @@ impl EventType {
     pub const CRTM_VERSION: Self = Self(0x0000_0008);
     /// What a boot loader measures.
     pub const IPL: Self = Self(0x0000_000d);
+    /// Boot devices were tried and left out of the log; a text says so.
+    pub const OMIT_BOOT_DEVICE_EVENTS: Self = Self(0x0000_0012);
     /// A variable of the driver configuration: Secure Boot, its keys and lists.
     pub const VARIABLE_DRIVER_CONFIG: Self = Self(0x8000_0001);
     /// A boot variable.

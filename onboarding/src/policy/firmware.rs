@@ -256,8 +256,10 @@ pub(super) fn is_program(event: &Event) -> bool {
 /// Whether an event that says so really is a remark of the firmware in words. Its data must be what was measured, short and plain: no
 /// program and no variable is.
 pub(super) fn is_action(event: &Event) -> bool {
-    matches!(event.kind, EventType::ACTION | EventType::EFI_ACTION)
-        && eventlog::describe(event).vouched == Some(true)
+    matches!(
+        event.kind,
+        EventType::ACTION | EventType::EFI_ACTION | EventType::OMIT_BOOT_DEVICE_EVENTS
+    ) && digest_of(event) == Some(Digest::of(&event.data))
         && event.data.len() <= MAX_ACTION
         && event.data.iter().all(|byte| (b' '..=b'~').contains(byte))
 }

@@ -293,6 +293,16 @@ const CASES: &[Case] = &[
         ..SAME
     },
     Case {
+        name: "a firmware's remark that boot devices are left out",
+        log: |log| {
+            let at = find(log, "BOOTX64.EFI");
+            let text = b"BOOT ATTEMPTS OMITTED";
+            let event = new_event(4, EventType::OMIT_BOOT_DEVICE_EVENTS, text, text);
+            log.events.insert(at, event);
+        },
+        ..SAME
+    },
+    Case {
         name: "a program in an event of no known kind",
         log: |log| {
             let at = find(log, "BOOTX64.EFI");
@@ -825,6 +835,9 @@ fn the_quote_is_judged_before_what_it_says() {
     assert!(!stale.is_of_known_tpm());
     assert_eq!(stale.verdicts.len(), passed.len() + 8);
     assert_eq!(stale.failures().count(), 1);
+    let (quote, policy) = stale.verdicts.split_at(passed.len());
+    assert!(quote.iter().all(|it| !it.check.is_of_policy()));
+    assert!(policy.iter().all(|it| it.check.is_of_policy()));
 }
 
 #[test]

@@ -5,14 +5,15 @@
 //!   '- without checksum and the place of the certificate table                  '- not hashed
 //! ```
 //!
-//! The Authenticode digest of a file is what UEFI firmware extends PCR 4 with, and what Secure Boot's signatures are over. It leaves out
-//! just what a signature changes. Sources: Microsoft's "Windows Authenticode Portable Executable Signature Format", and the PE Format, as the TCG
-//! PC Client Platform Firmware Profile refers to them.
+//! The Authenticode digest of a file is what UEFI firmware extends PCR 4 with, and what Secure Boot's signatures are over. It
+//! leaves out just what a signature changes. Sources: Microsoft's "Windows Authenticode Portable Executable Signature Format",
+//! and the PE Format, as the TCG PC Client Platform Firmware Profile refers to them.
 //!
-//! The specification counts: whatever lies behind as many bytes as headers and sections have together is "extra data". With a gap
-//! between sections that counting takes bytes twice and leaves the gap out, and signing tools do something else. So files with gaps are refused:
-//! nobody could say what their digest is, and bytes that no digest covers have no place in an image. Where signing tools pad a file to
-//! eight bytes before they sign it, firmware measures an unsigned one as it is, and so does this.
+//! The specification counts: whatever lies behind as many bytes as headers and sections have together is "extra data". With a
+//! gap between sections that counting takes bytes twice and leaves the gap out, and signing tools do something else. So files
+//! with gaps are refused: nobody could say what their digest is, and bytes that no digest covers have no place in an image.
+//! Where signing tools pad a file to eight bytes before they sign it, firmware measures an unsigned one as it is, and so does
+//! this.
 
 use crate::digest::{Digest, Hasher};
 
