@@ -6,6 +6,7 @@ use std::io::Read as _;
 use flate2::read::GzDecoder;
 use onboarding::attest::QuoteAnswer;
 use onboarding::eventlog::{self, Algorithm, Event, EventLog, EventType};
+use onboarding::policy::stub::command_line_digest;
 use onboarding::policy::{Reference, ReleaseKey, SignedReference, Variant};
 use operator_api::{AttestationConclusion, Boot, List, VerdictOutcome};
 use protocol::digest::Digest;
@@ -17,10 +18,41 @@ use crate::machine::{Machine, an_honest_machine_still_enrols, manifest};
 use crate::site::{Site, container, datastore};
 use crate::tpm::Emulator;
 
+/// The command line of the recorded boot. An image's names its root file system besides.
 const LINE: &str = "console=ttyS0 quiet panic=-1";
 
-/// See `onboarding/tests/data/README.md`.
+fn line() -> String {
+    format!("{LINE} roothash={}", Digest::of(b"root").hex())
+}
+
+/// The recorded boot (see `onboarding/tests/data/README.md`) with the image's command line.
 fn recorded() -> EventLog {
+    with_line(&line())
+}
+
+/// The same with another command line.
+fn with_line(line: &str) -> EventLog {
+    let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let (old, new) = (wide(LINE), wide(line));
+    let mut log = as_it_was();
+    let mut lines = 0;
+    for event in &mut log.events {
+        let found = event
+            .data
+            .windows(old.len())
+            .position(|window| window == old);
+        if let Some(at) = found {
+            event.data.splice(at..at + old.len(), new.iter().copied());
+            let digest = command_line_digest(line);
+            event.digests = vec![(Algorithm::Sha256, digest.bytes().to_vec())];
+            lines += 1;
+        }
+    }
+    assert!(lines > 0, "the recorded boot has a command line");
+    log
+}
+
+fn as_it_was() -> EventLog {
     let packed = include_bytes!("../../../onboarding/tests/data/ovmf-uki.log.gz");
     let mut log = Vec::new();
     GzDecoder::new(packed.as_slice())
@@ -59,7 +91,7 @@ fn reference(key: ReleaseKey) -> Reference {
         boot_loader: digest("7843e376e57323bcdfebcffc8d5109eb39721c83d8bedab1dfd6431596875c2c"),
         kernel_image: digest("c1bb052e72c430ebbc26b14281df1089a747b8a5989b90d0c6da013815b9b161"),
         kernel: digest("6a5811d6cd13e791d1c16af3d53d7549b2f275b224a37539b2d3faebdb57f968"),
-        command_line: LINE.to_owned(),
+        command_line: line(),
         initramfs: digest("b4b21e36c1b0d42835ea19065d3d85c051539c740b3ac9560fb2f92890e30c3b"),
         kernel_image_pcr: None,
     }
@@ -263,26 +295,8 @@ async fn row_6_another_command_line_gets_no_config_and_no_secrets() {
     assert!(config.apps[0].cipher_data.is_some());
     assert_eq!(config.config_items[0].value, "false", "keepRunning");
 
-    let evil = "console=ttyS0 quiet panic=-1 init=/bin/sh";
-    let mut changed = recorded();
-    let wide: Vec<u8> = LINE.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let wide_evil: Vec<u8> = evil
-        .encode_utf16()
-        .chain([0])
-        .flat_map(u16::to_le_bytes)
-        .collect();
-    let mut lines = 0;
-    for event in &mut changed.events {
-        if event.data.windows(wide.len()).any(|window| window == wide) {
-            measure(event, &wide_evil);
-            event.data.clone_from(&wide_evil);
-            lines += 1;
-        }
-    }
-    assert!(lines > 0, "the recorded boot has a command line");
-    machine.boot(&changed);
-    let failed = machine.failed(&site).await;
-    assert!(failed.contains(&"commandLine".to_owned()), "{failed:?}");
+    machine.boot(&with_line(&format!("{} init=/bin/sh", line())));
+    assert_eq!(machine.failed(&site).await, ["commandLine"]);
     let (status, config) = machine.machine.device.config(&site, "").await;
     assert_eq!((status, config), (StatusCode::FORBIDDEN, None));
     let device = site.device("box-3").await;
