@@ -3,6 +3,7 @@
 //! A test is a function that tells its steps to a [`Story`] and returns an error when the world is not as it should be.
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
+mod chance;
 mod disk;
 mod faults;
 mod hardware;
@@ -67,13 +68,13 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "power-cut-deploy",
-        about: "power cut at each stage of enrolling and deploying: everything comes back",
+        about: "power cut at each stage of enrolling and deploying, and ten times by chance: everything comes back",
         essential: false,
         run: faults::power_cut,
     },
     Test {
         name: "power-cut-short",
-        about: "the short form of power-cut-deploy: two cuts",
+        about: "the short form of power-cut-deploy: four cuts, two of them at moments of chance",
         essential: true,
         run: faults::power_cut_short,
     },
@@ -85,7 +86,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "second-box",
-        about: "two boxes from one stick have identities of their own",
+        about: "two boxes from one stick, on at once, have identities of their own",
         essential: true,
         run: faults::second_box,
     },
