@@ -4,6 +4,7 @@
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
 mod attacks;
+mod chance;
 mod disk;
 mod enrolment;
 mod faults;
@@ -81,13 +82,13 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "power-cut-deploy",
-        about: "power cut at each stage of enrolling and deploying: everything comes back",
+        about: "power cut at each stage of enrolling and deploying, and ten times by chance: everything comes back",
         essential: false,
         run: Play::Machines(faults::power_cut),
     },
     Test {
         name: "power-cut-short",
-        about: "the short form of power-cut-deploy: two cuts",
+        about: "the short form of power-cut-deploy: four cuts, two of them at moments of chance",
         essential: true,
         run: Play::Machines(faults::power_cut_short),
     },
@@ -99,7 +100,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "second-box",
-        about: "two boxes from one stick have identities of their own",
+        about: "two boxes from one stick, on at once, have identities of their own",
         essential: true,
         run: Play::Machines(faults::second_box),
     },
