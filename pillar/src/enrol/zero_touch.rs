@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onboarding::enrol::device::{self, Answering, Session};
-use onboarding::enrol::{EnrolError, MachineId, mark};
+use onboarding::enrol::mark::{self, MarkError};
+use onboarding::enrol::{EnrolError, MachineId};
 use onboarding::keys::Identity;
 use protocol::cipher::Point;
 use protocol::enrolment::image::Home;
@@ -325,15 +326,16 @@ fn read_mark(ctx: &Context) -> Option<Pinned> {
 pub(super) async fn set_mark(ctx: &Arc<Context>, pinned: Pinned) {
     let identity = ctx.identity.clone();
     let written = tokio::task::spawn_blocking(move || match identity.tpm() {
-        Some(tpm) => mark::write(tpm, &pinned).map_err(|error| error.to_string()),
+        Some(tpm) => mark::write(tpm, &pinned),
         None => Ok(()),
-    })
-    .await
-    .unwrap_or_else(|error| Err(error.to_string()));
-    match written {
-        Ok(()) => ctx.status.clear(Topic::OwnerMark),
-        // The grant on the disk says whose the box is; the mark is for a wiped disk. It is tried again at the next start.
-        Err(error) => ctx.status.raise(Topic::OwnerMark, &error),
+    });
+    // The grant on the disk says whose the box is; the mark is for a wiped disk, and is tried again at the next start.
+    match written.await {
+        Ok(Ok(())) => ctx.status.clear(Topic::OwnerMark),
+        // The owner moved on while the box ran. Nothing is wrong with that.
+        Ok(Err(error @ MarkError::Locked)) => tracing::info!(%error, "left for the next start"),
+        Ok(Err(error)) => ctx.status.raise(Topic::OwnerMark, &error.to_string()),
+        Err(error) => ctx.status.raise(Topic::OwnerMark, &error.to_string()),
     }
 }
 

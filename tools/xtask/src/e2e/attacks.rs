@@ -17,37 +17,300 @@ use crate::progress::print;
 
 /// One attack or fault.
 struct Attack {
-    /// Row of the table in the book's page "Enrolment".
+    /// Row of the table of attacks and faults that the design began with.
     row: u8,
     about: &'static str,
-    package: &'static str,
-    /// The test program (`cargo test --test`).
-    program: &'static str,
+    home: Program,
+    /// Its exact name there.
     test: &'static str,
 }
 
-const fn pillar(row: u8, test: &'static str, about: &'static str) -> Attack {
+/// A test program: `cargo test -p PACKAGE --test PROGRAM`.
+#[derive(Clone, Copy)]
+struct Program {
+    package: &'static str,
+    program: &'static str,
+}
+
+const AGENT: Program = program("pillar", "agent");
+const CONTROLLER: Program = program("controller", "component");
+const FLIGHTS: Program = program("onboarding", "enrolment");
+const IDENTITY: Program = program("onboarding", "identity");
+
+const fn program(package: &'static str, program: &'static str) -> Program {
+    Program { package, program }
+}
+
+const fn attack(row: u8, home: Program, test: &'static str, about: &'static str) -> Attack {
     Attack {
         row,
         about,
-        package: "pillar",
-        program: "agent",
+        home,
         test,
     }
 }
 
-const ATTACKS: &[Attack] = &[pillar(
-    7,
-    "enrolment::row_7_a_rogue_controller_with_a_valid_web_certificate",
-    "rogue controller with a valid web certificate",
-)];
+const ATTACKS: &[Attack] = &[
+    attack(
+        1,
+        CONTROLLER,
+        "enrol_attacks::row_1_evidence_replayed_in_the_same_session_in_another_and_after_a_restart",
+        "evidence replayed: in the same session, in another, after a restart of the controller",
+    ),
+    attack(
+        1,
+        FLIGHTS,
+        "evidence_replayed_in_another_session_is_refused",
+        "evidence of one session under the nonce of another",
+    ),
+    attack(
+        1,
+        FLIGHTS,
+        "evidence_changed_byte_by_byte_is_refused",
+        "evidence changed at any byte",
+    ),
+    attack(
+        2,
+        FLIGHTS,
+        "a_quote_relayed_from_a_healthy_machine_is_refused",
+        "quote relayed from a healthy machine",
+    ),
+    attack(
+        2,
+        FLIGHTS,
+        "another_machines_device_key_is_refused",
+        "device key of another machine beside an honest quote",
+    ),
+    attack(
+        3,
+        IDENTITY,
+        "a_cloned_disk_is_of_no_use_in_another_machine",
+        "cloned disk in another machine",
+    ),
+    attack(
+        3,
+        CONTROLLER,
+        "enrol_attacks::row_3_a_second_endorsement_key_under_one_serial_number",
+        "second endorsement key under one serial number",
+    ),
+    attack(
+        4,
+        CONTROLLER,
+        "enrol_attacks::row_4_a_board_that_was_moved_does_not_fit_its_manifest",
+        "board moved into another chassis, against the manifest",
+    ),
+    attack(
+        4,
+        CONTROLLER,
+        "enrol_attacks::row_4_a_device_whose_board_is_found_in_another_chassis_waits",
+        "board of a device found in another chassis",
+    ),
+    attack(
+        5,
+        FLIGHTS,
+        "a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing",
+        "bus sniffed, answers broken, TPM reset",
+    ),
+    attack(
+        6,
+        CONTROLLER,
+        "policy::row_6_another_command_line_gets_no_config_and_no_secrets",
+        "another system or command line booted",
+    ),
+    attack(
+        7,
+        AGENT,
+        "enrolment::row_7_a_rogue_controller_with_a_valid_web_certificate",
+        "rogue controller with a valid web certificate; a thief's stick",
+    ),
+    attack(
+        7,
+        FLIGHTS,
+        "a_controller_that_does_not_speak_for_the_owner_learns_nothing",
+        "controller that does not speak for the owner",
+    ),
+    attack(
+        8,
+        CONTROLLER,
+        "enrol_attacks::row_8_who_has_the_image_alone_ends_in_the_waiting_room",
+        "image leaked",
+    ),
+    attack(
+        9,
+        CONTROLLER,
+        "enrol_attacks::row_9_a_flood_of_unknown_machines_stays_within_bounds",
+        "flood of unknown machines",
+    ),
+    attack(
+        9,
+        CONTROLLER,
+        "enrol_attacks::row_9_more_at_once_than_are_worked_on_are_told_to_come_again",
+        "flood of requests at once",
+    ),
+    attack(
+        10,
+        AGENT,
+        "enrolment::row_10_a_clock_at_1970",
+        "clock at 1970",
+    ),
+    attack(
+        10,
+        AGENT,
+        "enrolment::row_10_a_clock_at_2018",
+        "clock at 2018",
+    ),
+    attack(
+        10,
+        AGENT,
+        "enrolment::row_10_a_clock_at_2038",
+        "clock at 2038",
+    ),
+    attack(
+        10,
+        AGENT,
+        "enrolment::row_10_a_clock_at_2099",
+        "clock at 2099",
+    ),
+    attack(
+        10,
+        AGENT,
+        "enrolment::row_10_a_certificate_that_expired_on_the_shelf",
+        "certificate expired after years on a shelf",
+    ),
+    attack(
+        11,
+        AGENT,
+        "enrolment::row_11_a_captive_portal",
+        "captive portal",
+    ),
+    attack(
+        11,
+        AGENT,
+        "enrolment::row_11_a_proxy_that_opens_tls",
+        "proxy that opens TLS",
+    ),
+    attack(
+        11,
+        AGENT,
+        "enrolment::row_11_no_name_server",
+        "no name server",
+    ),
+    attack(
+        12,
+        AGENT,
+        "enrolment::row_12_a_request_or_an_answer_lost_at_each_flight",
+        "request or answer lost, at each flight",
+    ),
+    attack(
+        12,
+        AGENT,
+        "power_cut::row_12_power_cut_at_each_step_of_the_tpm",
+        "power cut before each command of the TPM",
+    ),
+    attack(
+        12,
+        AGENT,
+        "power_cut::row_12_power_cut_while_a_flight_is_on_its_way",
+        "power cut while a flight is on its way",
+    ),
+    attack(
+        12,
+        AGENT,
+        "power_cut::row_12_a_grant_that_cannot_be_kept_is_not_used",
+        "disk full when the grant comes",
+    ),
+    attack(
+        12,
+        CONTROLLER,
+        "enrol_attacks::row_12_an_answer_that_was_lost_is_given_again",
+        "answer lost: the same evidence gets the same answer",
+    ),
+    attack(
+        13,
+        AGENT,
+        "enrolment::row_13_a_machine_without_a_tpm_is_of_level_none",
+        "no TPM",
+    ),
+    attack(
+        13,
+        AGENT,
+        "enrolment::row_13_a_tpm_in_lockout",
+        "TPM in lockout",
+    ),
+    attack(
+        13,
+        FLIGHTS,
+        "a_tpm_in_lockout_and_without_a_certificate_still_enrols",
+        "TPM in lockout and without a certificate of its maker",
+    ),
+    attack(
+        13,
+        CONTROLLER,
+        "enrol_attacks::row_13_a_tpm_without_its_makers_certificate_gets_in_at_bronze_and_no_higher",
+        "TPM without a certificate of its maker",
+    ),
+    attack(
+        14,
+        FLIGHTS,
+        "an_event_log_that_is_missing_cut_or_huge_proves_nothing",
+        "event log missing, cut, huge",
+    ),
+    attack(
+        14,
+        CONTROLLER,
+        "policy::row_14_an_event_log_that_is_missing_cut_huge_or_nonsense_opens_nothing",
+        "event log missing, cut, huge, nonsense: no config, no secrets",
+    ),
+    attack(
+        15,
+        CONTROLLER,
+        "policy::row_15_firmware_is_learned_from_a_canary_and_accepted_by_a_person",
+        "firmware update changes PCR values",
+    ),
+    attack(
+        16,
+        CONTROLLER,
+        "enrol_attacks::row_16_a_controller_that_fails_in_the_middle_leaves_nothing_half",
+        "controller killed in the middle",
+    ),
+    attack(
+        17,
+        CONTROLLER,
+        "enrol_attacks::row_17_a_machine_that_was_wiped_and_reinstalled_is_recognised",
+        "wiped and reinstalled, same endorsement key",
+    ),
+    attack(
+        17,
+        CONTROLLER,
+        "enrol_attacks::row_17_other_keys_than_the_proven_ones_cannot_be_slipped_in_afterwards",
+        "other keys shown after enrolment",
+    ),
+    attack(
+        17,
+        AGENT,
+        "enrolment::row_17_a_wiped_machine_enrols_again_under_its_name",
+        "wiped and reinstalled, seen from the device",
+    ),
+    attack(
+        18,
+        CONTROLLER,
+        "enrol_attacks::row_18_no_endorsement_key_and_no_serial_number_stands_on_the_wire",
+        "endorsement key as a tracker: the flights",
+    ),
+    attack(
+        18,
+        AGENT,
+        "enrolment::row_18_the_endorsement_key_does_not_stand_on_the_wire",
+        "endorsement key as a tracker: from the first Hello to the attestation of a later boot",
+    ),
+];
 
 /// Names every attack with its test, one a line.
 pub fn list() {
     for attack in ATTACKS {
         print(&format!(
             "row {:<2} {}\n       {} --test {} {}\n",
-            attack.row, attack.about, attack.package, attack.program, attack.test
+            attack.row, attack.about, attack.home.package, attack.home.program, attack.test
         ));
     }
 }
@@ -63,7 +326,7 @@ pub fn run() -> Result<()> {
         "--no-fail-fast",
         "--locked",
     ]);
-    let programs: BTreeSet<&str> = ATTACKS.iter().map(|attack| attack.program).collect();
+    let programs: BTreeSet<&str> = ATTACKS.iter().map(|attack| attack.home.program).collect();
     for program in programs {
         command.args(["--test", program]);
     }
@@ -104,7 +367,7 @@ fn unproven(seen: &BTreeMap<String, bool>) -> Vec<String> {
             };
             Some(format!(
                 "row {} ({}): {} of {} {why}",
-                attack.row, attack.about, attack.test, attack.package
+                attack.row, attack.about, attack.test, attack.home.package
             ))
         })
         .collect()
