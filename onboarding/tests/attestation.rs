@@ -10,6 +10,7 @@ use onboarding::keys::Identity;
 use onboarding::quote::{Check, Conclusion, Report};
 use prost::Message as _;
 use protocol::eve::attest::{AttestVolumeKey, ZAttestReq, ZAttestResponse};
+use protocol::keys::sha256;
 use support::Emulator;
 use support::log::{BOOT, boot, event_log};
 use tempfile::TempDir;
