@@ -133,7 +133,7 @@ fn a_device_without_a_tpm_is_enrolled_at_level_none() {
 fn a_device_with_its_makers_certificate_is_enrolled_at_level_silver() {
     let emulator = Emulator::manufactured();
     let makers = emulator.makers();
-    let (tpm, tap) = Proxy::new(&emulator);
+    let (tpm, tap) = Proxy::tap(&emulator);
     let device = Device::with(emulator, tpm);
     let mut owner = Owner::new();
     // The owner does not know the maker: nothing is wrong, and the level is bronze.
@@ -444,7 +444,7 @@ fn keys_that_could_leave_their_tpm_are_refused() {
 #[test]
 fn a_controller_that_does_not_speak_for_the_owner_learns_nothing() {
     let (emulator, mut owner, thief) = (Emulator::new(), Owner::new(), Owner::new());
-    let (tpm, tap) = Proxy::new(&emulator);
+    let (tpm, tap) = Proxy::tap(&emulator);
     let device = Device::with(emulator, tpm);
     let session = device::hello(&device.identity, &machine(), "1").unwrap();
     let hello = session.bytes().to_vec();
@@ -713,7 +713,7 @@ fn evidence_changed_byte_by_byte_is_refused() {
 #[test]
 fn a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing() {
     let emulator = Emulator::new();
-    let (tpm, tap) = Proxy::new(&emulator);
+    let (tpm, tap) = Proxy::tap(&emulator);
     let (device, owner) = (Device::with(emulator, tpm), Owner::new());
     let identity = &device.identity;
     let proven = {

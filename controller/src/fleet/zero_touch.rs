@@ -203,21 +203,6 @@ impl Fleet {
         for failed in report.failures() {
             tracing::warn!(machine = %proven.machine, verdict = %failed, "enrolment");
         }
-        for device in &decided.alarms {
-            let message = format!(
-                "a machine with other keys says that it has serial number {:?}",
-                applicant.facts.serial
-            );
-            tracing::error!(%device, other = %proven.machine, message, "ALARM");
-            waiting::raise(
-                &mut writer,
-                *device,
-                &proven.machine,
-                &message,
-                now.as_millisecond(),
-            )
-            .await?;
-        }
         let mut admitted = None;
         let answer = match &decided.decision {
             Decision::Again(device) => {
@@ -251,12 +236,15 @@ impl Fleet {
                     reason,
                     self.settings.waiting_retry,
                 );
-                if quiet && decided.alarms.is_empty() {
+                if quiet {
                     return Ok(answer);
                 }
                 if seen.is_none() && !self.has_room(&mut writer, level, now).await? {
                     tracing::warn!(%level, "the waiting room is full");
                     return Ok(busy());
+                }
+                for device in &decided.alarms {
+                    alarm(&mut writer, *device, &applicant, now).await?;
                 }
                 let status = self
                     .placard(&mut writer, &applicant, reason, &decided.alarms, &report)
@@ -374,7 +362,8 @@ impl Fleet {
             proven.event_log.as_deref(),
             now,
         );
-        boots::put(writer, device, &seen, report.failures().next().is_none()).await?;
+        // What policy says to it is asked at the attestation; until then it is nothing to measure others by.
+        boots::put(writer, device, &seen, false).await?;
         let payload = GrantPayload {
             device_id: device.to_string(),
             device_certificate: certificate.der.clone(),
@@ -414,6 +403,28 @@ impl Fleet {
         self.registry.insert(entry).seen(now.as_millisecond());
         Ok(())
     }
+}
+
+/// Tells a device's operator that another machine claims what it claims. Not where a person has let both in.
+async fn alarm(
+    connection: &mut Connection,
+    device: DeviceId,
+    applicant: &Applicant,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let message = format!(
+        "a machine with other keys says that it has serial number {:?}",
+        applicant.facts.serial
+    );
+    tracing::error!(%device, other = %applicant.machine, message, "ALARM");
+    waiting::raise(
+        connection,
+        device,
+        &applicant.machine,
+        &message,
+        now.as_millisecond(),
+    )
+    .await
 }
 
 /// A device's new certificate.

@@ -35,18 +35,22 @@ fn with_line(line: &str) -> EventLog {
     let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
     let (old, new) = (wide(LINE), wide(line));
     let mut log = as_it_was();
+    let (before, after) = (command_line_digest(LINE), command_line_digest(line));
     let mut lines = 0;
     for event in &mut log.events {
+        // The kernel measures it as well, and says no more than that it did.
+        if event.digest(Algorithm::Sha256) != Some(before.bytes().as_slice()) {
+            continue;
+        }
         let found = event
             .data
             .windows(old.len())
             .position(|window| window == old);
         if let Some(at) = found {
             event.data.splice(at..at + old.len(), new.iter().copied());
-            let digest = command_line_digest(line);
-            event.digests = vec![(Algorithm::Sha256, digest.bytes().to_vec())];
-            lines += 1;
         }
+        event.digests = vec![(Algorithm::Sha256, after.bytes().to_vec())];
+        lines += 1;
     }
     assert!(lines > 0, "the recorded boot has a command line");
     log

@@ -233,7 +233,7 @@ fn read(der: &[u8]) -> Result<X509Certificate<'_>, String> {
         ));
     }
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err("bytes are left over behind it".to_owned()),
         Err(error) => Err(format!("it cannot be read: {error}")),
     }

@@ -54,7 +54,7 @@ impl Tap {
 
 impl Proxy {
     /// In front of an emulator.
-    pub fn new(emulator: &Emulator) -> (Tpm, Arc<Mutex<Tap>>) {
+    pub fn tap(emulator: &Emulator) -> (Tpm, Arc<Mutex<Tap>>) {
         let shared = Arc::new(Mutex::new(Tap::default()));
         let proxy = Self {
             behind: Box::new(emulator.dial()),

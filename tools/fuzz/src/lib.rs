@@ -21,6 +21,7 @@
 use std::fmt;
 
 mod controller;
+mod enrolment;
 mod feed;
 mod hypervisor;
 mod images;
@@ -54,6 +55,7 @@ impl fmt::Debug for Target {
 pub const TARGETS: &[&[Target]] = &[
     protocol::TARGETS,
     onboarding::TARGETS,
+    enrolment::TARGETS,
     hypervisor::TARGETS,
     policy::TARGETS,
     pillar::TARGETS,

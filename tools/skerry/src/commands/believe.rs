@@ -96,6 +96,6 @@ mod tests {
             reference_name(Path::new("target/images/production/reference.json")),
             "production"
         );
-        assert_eq!(reference_name(Path::new("Image 0.2.json")), "image-0");
+        assert_eq!(reference_name(Path::new("Image 0.2.json")), "image-0-2");
     }
 }
