@@ -250,11 +250,10 @@ impl Running {
 
     /// Waits until the device is to be something.
     pub async fn desires(&mut self, what: impl FnMut(&Arc<Desired>) -> bool) -> Arc<Desired> {
-        tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what))
-            .await
-            .unwrap()
-            .unwrap()
-            .clone()
+        let waited =
+            tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what)).await;
+        let found = waited.ok().map(|found| found.unwrap().clone());
+        found.unwrap_or_else(|| panic!("waited in vain; {:#?}", self.lines()))
     }
 
     /// Switches the device off and waits until it is.
