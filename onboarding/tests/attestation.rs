@@ -12,6 +12,7 @@ use prost::Message as _;
 use protocol::eve::attest::{AttestVolumeKey, ZAttestReq, ZAttestResponse};
 use protocol::keys::sha256;
 use support::Emulator;
+use support::log::{BOOT, boot, event_log};
 use tempfile::TempDir;
 
 /// A device with its own TPM.
@@ -80,43 +81,6 @@ fn submission(identity: &Identity, nonce: &[u8], log: Option<&[u8]>) -> Submissi
 
 fn failed(report: &Report) -> Vec<Check> {
     report.failures().map(|verdict| verdict.check).collect()
-}
-
-/// An event log of the given events (PCR, type, data), digests over the data; and the digests in order.
-fn event_log(events: &[(u32, u32, &[u8])]) -> Vec<u8> {
-    let mut log = vec![0; 8];
-    log[4] = 3;
-    log.extend([0; 20]);
-    let mut header = b"Spec ID Event03\0".to_vec();
-    header.extend([0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0]);
-    log.extend((header.len() as u32).to_le_bytes());
-    log.extend(header);
-    for (pcr, kind, data) in events {
-        log.extend(pcr.to_le_bytes());
-        log.extend(kind.to_le_bytes());
-        log.extend([1, 0, 0, 0, 0x0b, 0]);
-        log.extend(sha256(data));
-        log.extend((data.len() as u32).to_le_bytes());
-        log.extend(*data);
-    }
-    log
-}
-
-const BOOT: &[(u32, u32, &[u8])] = &[
-    (0, 8, b"v\x001\0\0\0"),
-    (4, 0x8000_0007, b"Calling EFI Application from Boot Option"),
-    (7, 4, &[0; 4]),
-    (12, 0xd, b"r\0o\0o\0t\0"),
-];
-
-fn boot(identity: &Identity, events: &[(u32, u32, &[u8])]) {
-    for (pcr, _, data) in events {
-        identity
-            .tpm()
-            .unwrap()
-            .pcr_extend(*pcr, &sha256(data))
-            .unwrap();
-    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ use protocol::cipher::{KeyAgreement as _, Point, SoftwareAgreement};
 use protocol::digest::Digest;
 use protocol::enrolment::owner::Pinned;
 use protocol::keys::VerifyingKey;
-use support::{Emulator, Fault, Proxy, loaded};
+use support::proxy::{Fault, Proxy};
+use support::{Emulator, loaded};
 
 fn key(tpm: &Tpm, hierarchy: Hierarchy, key: KeyUse) -> Object {
     let parent = tpm.create_primary(hierarchy, &p256(KeyUse::Store)).unwrap();
@@ -30,7 +31,7 @@ fn endorsement(tpm: &Tpm, algorithm: EkAlgorithm) -> Object {
 #[test]
 fn a_tpm_opens_what_was_wrapped_without_one() {
     let emulator = Emulator::new();
-    let (tpm, tap) = Proxy::new(&emulator);
+    let (tpm, tap) = Proxy::tap(&emulator);
     let secret = [0x42; 32];
     let attestation = key(&tpm, Hierarchy::Endorsement, KeyUse::Attest);
     for algorithm in [EkAlgorithm::Rsa2048, EkAlgorithm::P256] {
@@ -86,7 +87,7 @@ fn a_credential_for_another_attestation_key_or_another_tpm_stays_closed() {
 #[test]
 fn an_answer_that_was_changed_on_the_bus_is_noticed() {
     let emulator = Emulator::new();
-    let (tpm, tap) = Proxy::new(&emulator);
+    let (tpm, tap) = Proxy::tap(&emulator);
     let parent = tpm
         .create_primary(Hierarchy::Owner, &p256(KeyUse::Store))
         .unwrap();
@@ -233,7 +234,7 @@ fn the_mark_survives_a_cut_at_each_command() {
         loop {
             let mut emulator = Emulator::new();
             {
-                let (tpm, tap) = Proxy::new(&emulator);
+                let (tpm, tap) = Proxy::tap(&emulator);
                 tap.lock().unwrap().arm(Some((number, fault)));
                 let done = mark::write(&tpm, &pinned(1));
                 if tap.lock().unwrap().count <= number {

@@ -22,11 +22,10 @@ use protocol::enrolment::wire::{
 use protocol::enrolment::{NONCE_BYTES, VERSION};
 use protocol::keys::{Signer as _, VerifyingKey, sha256};
 
-use super::{EnrolError, SECRET_CONTEXT};
+use super::{EnrolError, SECRET_CONTEXT, random};
 use crate::attest::device::{gzip, make_evidence};
 use crate::keys::{EndorsementMaker, Identity};
 use crate::smbios::Machine;
-use crate::tpm::crypto;
 use crate::tpm::{Attested, PcrSelection};
 
 /// Longest packed event log that is sent; what is longer does not fit into a request beside the rest.
@@ -57,7 +56,7 @@ pub fn hello(
     machine: &Machine,
     image_version: &str,
 ) -> Result<Session, EnrolError> {
-    let nonce: [u8; NONCE_BYTES] = crypto::random().map_err(|_| EnrolError::Random)?;
+    let nonce: [u8; NONCE_BYTES] = random()?;
     let message = wire::Hello {
         version: VERSION,
         nonce: nonce.to_vec(),
@@ -120,6 +119,12 @@ fn points(identity: &Identity) -> Result<[Point; 2], EnrolError> {
 }
 
 impl Session {
+    /// A session whose Hello was made before: it may be sent again as long as the process lives.
+    #[must_use]
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
     /// The Hello, to be sealed and sent.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

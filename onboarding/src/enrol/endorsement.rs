@@ -233,7 +233,7 @@ fn read(der: &[u8]) -> Result<X509Certificate<'_>, String> {
         ));
     }
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err("bytes are left over behind it".to_owned()),
         Err(error) => Err(format!("it cannot be read: {error}")),
     }
@@ -311,6 +311,3 @@ fn unknown_critical(certificate: &X509Certificate<'_>) -> Option<String> {
         })
         .map(|extension| extension.oid.to_string())
 }
-
-#[cfg(test)]
-mod tests;

@@ -218,7 +218,7 @@ mod tests {
     fn each_state_of_the_index_has_its_steps() {
         use Step::{Define, Lock, Remove, Write};
         let wanted = to_bytes(&pinned());
-        let other = vec![1; 81];
+        let other = [1; 81];
         let (written, locked) = (NvAttributes::WRITTEN, STATE);
         let plan = |there| plan(there, &wanted).ok();
         let table = [

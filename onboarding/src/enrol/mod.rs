@@ -15,6 +15,7 @@
 //! |---|---|
 //! | [`device`] | what the device says, and what it makes of the answers |
 //! | [`verifier`] | what the controller makes of that; pure: no clock, no store |
+//! | `cookie` | the controller's memory of a challenge, which travels with it |
 //! | `message` | reading of what devices send |
 //! | [`credential`] | TPM2_MakeCredential without a TPM |
 //! | [`endorsement`] | whose TPM it is: templates, certificates, makers |
@@ -22,6 +23,7 @@
 //!
 //! The messages and their sealing are `protocol::enrolment`'s; the reasons stand in the book's page "Enrolment".
 
+mod cookie;
 pub mod credential;
 pub mod device;
 pub mod endorsement;
@@ -42,9 +44,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::attest::AttestError;
 use crate::smbios::Machine;
-use crate::tpm::TpmError;
+use crate::tpm::{TpmError, crypto};
 use crate::wire::Public;
 use credential::CredentialError;
+
+fn random<const N: usize>() -> Result<[u8; N], EnrolError> {
+    crypto::random().map_err(|_| EnrolError::Random)
+}
 
 /// What the secret of a challenge is sealed for, where there is no TPM.
 const SECRET_CONTEXT: &[u8] = b"skerry enrolment 1 secret";

@@ -23,92 +23,24 @@ use protocol::enrolment::wire::{
     WrappedSecret, challenge_payload,
 };
 use protocol::keys::{Signer, VerifyingKey, sha256};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
+pub use super::cookie::CookieKey;
 use super::endorsement::{Endorsed, Makers, form};
 pub use super::message::{Evidence, read_evidence, read_hello};
 use super::message::{Proof, Statements};
-use super::{EnrolError, Hello, HelloKeys, MachineId, SECRET_CONTEXT, TpmHello, credential};
+use super::{
+    EnrolError, Hello, HelloKeys, MachineId, SECRET_CONTEXT, TpmHello, credential, random,
+};
 use crate::quote::{
     self, Bench, BootFacts, Check, GENERATED, Outcome, Question, Report, Statement as Said,
 };
+use crate::tpm::PcrSelection;
 use crate::tpm::template::{KeyUse, matches};
-use crate::tpm::{PcrSelection, crypto};
 use crate::wire::{EccPoint, Public};
 
 /// How far the controller's clock may have gone back since it made a challenge, in milliseconds.
 const CLOCK_STEP_MS: i64 = 60_000;
-
-/// Seals what the controller must remember of a challenge into the challenge itself. It serves at most 2^32 challenges, because its
-/// nonces are random; a fresh one at each start of the controller costs the devices that are just then between two flights another try.
-pub struct CookieKey([u8; 32]);
-
-impl CookieKey {
-    /// From 32 random bytes.
-    #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// A fresh one.
-    ///
-    /// # Errors
-    /// [`EnrolError::Random`].
-    pub fn random() -> Result<Self, EnrolError> {
-        Ok(Self(random()?))
-    }
-
-    fn cipher(&self) -> Option<LessSafeKey> {
-        UnboundKey::new(&AES_256_GCM, &self.0)
-            .ok()
-            .map(LessSafeKey::new)
-    }
-
-    /// Everything in the payload but the cookie itself.
-    fn bound(payload: &ChallengePayload) -> Vec<u8> {
-        ChallengePayload {
-            cookie: vec![],
-            ..payload.clone()
-        }
-        .encode_to_vec()
-    }
-
-    fn seal(&self, payload: &ChallengePayload, secret: &Secret) -> Result<Vec<u8>, EnrolError> {
-        let nonce: [u8; NONCE_LEN] = random()?;
-        let mut sealed = secret.expose().to_vec();
-        self.cipher()
-            .and_then(|cipher| {
-                cipher
-                    .seal_in_place_append_tag(
-                        Nonce::assume_unique_for_key(nonce),
-                        Aad::from(Self::bound(payload)),
-                        &mut sealed,
-                    )
-                    .ok()
-            })
-            .ok_or(EnrolError::Random)?;
-        Ok([nonce.as_slice(), &sealed].concat())
-    }
-
-    fn open(&self, payload: &ChallengePayload) -> Option<Secret> {
-        let (nonce, sealed) = payload.cookie.split_first_chunk::<NONCE_LEN>()?;
-        let mut sealed = sealed.to_vec();
-        let clear = self
-            .cipher()?
-            .open_in_place(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(Self::bound(payload)),
-                &mut sealed,
-            )
-            .ok()?;
-        Secret::from_slice(clear)
-    }
-}
-
-fn random<const N: usize>() -> Result<[u8; N], EnrolError> {
-    crypto::random().map_err(|_| EnrolError::Random)
-}
 
 /// In whose name challenges are made.
 pub struct Delegation<'a> {
@@ -657,6 +589,3 @@ pub fn grant(
         ciphertext: sealed.ciphertext,
     })
 }
-
-#[cfg(test)]
-mod tests;

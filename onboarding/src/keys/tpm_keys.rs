@@ -162,9 +162,10 @@ impl TpmKeys {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let _slots = self.tpm.reserve_slots();
         *loaded = None;
-        let agreement = self.load(Hierarchy::Owner, &self.agreement)?;
+        let first = self.load(Hierarchy::Owner, &self.agreement)?;
         let key = self.load(Hierarchy::Endorsement, &self.attestation)?;
-        let agreement = self.tpm.certify(&agreement, &key, qualifying)?;
+        let agreement = self.tpm.certify(&first, &key, qualifying)?;
+        drop(first);
         let device = loaded.insert(self.load(Hierarchy::Owner, &self.device)?);
         Ok([self.tpm.certify(device, &key, qualifying)?, agreement])
     }

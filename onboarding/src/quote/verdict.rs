@@ -81,8 +81,10 @@ impl Check {
                 "the TPM's maker has certified the endorsement key, and the owner trusts that maker"
             }
             Self::AttestationKeyForm => "the attestation key signs only what the TPM itself says",
-            Self::Credential => "endorsement key and attestation key are in one TPM",
-            Self::DeviceKey => "the device key is in the same TPM, and never leaves it",
+            Self::Credential => {
+                "who sent this has opened the secret that was wrapped for the device's own keys"
+            }
+            Self::DeviceKey => "the device key belongs to the others, and is in use",
             Self::AgreementKey => "the agreement key is in the same TPM, and never leaves it",
             Self::Transcript => "the quote was made for this enrolment",
             Self::EndorsementUnique => "no other device has this TPM",

@@ -9,7 +9,8 @@
 //! A [`Tpm`] is one open way to the TPM, shared by its clones; commands on it run one after the other. Each command has a
 //! file of its own under `command`, with its parameters, its answer, and the parser of that answer. Loaded objects and
 //! sessions are [`Object`] and [`Session`] values that flush themselves when they go out of scope: a TPM has three slots
-//! for each, so nothing may stay behind.
+//! for each, so nothing may stay behind. Where flushing fails, or an answer with a handle is lost, the next
+//! [`Tpm::reserve_slots`] tidies up.
 //!
 //! Keys are authorized by empty password or by policy. What nobody on the bus may see or change goes through a [`Salted`] session:
 //! its salt is encrypted to a key in the TPM, each command and answer carries a code made with it, and the first parameter may
@@ -35,12 +36,27 @@ pub use error::TpmError;
 pub use rc::{About, ResponseCode, code};
 pub use transport::{DeviceFile, MAX_MESSAGE, Socket, Transport};
 
+/// Handles of transient objects begin here.
+const FIRST_TRANSIENT: u32 = 0x8000_0000;
+
 /// An open way to a TPM. Clones share it.
 #[derive(Clone)]
 pub struct Tpm {
     transport: Arc<Mutex<Box<dyn Transport>>>,
     /// Held over a sequence of commands that needs more than one object slot.
     slots: Arc<Mutex<()>>,
+    tidiness: Arc<Mutex<Tidiness>>,
+}
+
+/// What must be known so that slots do not fill up with what nobody uses.
+#[derive(Default)]
+struct Tidiness {
+    /// Objects in use.
+    objects: Vec<Handle>,
+    /// Sessions that could not be flushed.
+    sessions: Vec<Handle>,
+    /// Something may have stayed behind.
+    untidy: bool,
 }
 
 impl std::fmt::Debug for Tpm {
@@ -87,6 +103,7 @@ impl Tpm {
         Self {
             transport: Arc::new(Mutex::new(Box::new(transport))),
             slots: Arc::new(Mutex::new(())),
+            tidiness: Arc::default(),
         }
     }
 
@@ -94,6 +111,36 @@ impl Tpm {
     #[must_use = "the slots are reserved only as long as the guard lives"]
     pub fn reserve_slots(&self) -> MutexGuard<'_, ()> {
         // A thread that panicked while it held the guard leaves nothing half done behind: objects flush themselves.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let untidy = self.tidiness().untidy;
+        if untidy && let Err(error) = self.tidy() {
+            tracing::warn!("slots of the TPM stay in use: {error}");
+        }
+        slots
+    }
+
+    fn tidiness(&self) -> MutexGuard<'_, Tidiness> {
+        self.tidiness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Flushes what stayed behind: every object that is loaded and not in use (the kernel's resource manager shows those of this
+    /// open file only), and the sessions that are known. A session whose handle was lost with the answer stays until the file is closed:
+    /// the list of sessions would hold those of others too.
+    fn tidy(&self) -> Result<(), TpmError> {
+        for handle in self.handles(Handle(FIRST_TRANSIENT))? {
+            if !self.tidiness().objects.contains(&handle) {
+                self.flush(handle)?;
+            }
+        }
+        let sessions = self.tidiness().sessions.clone();
+        for session in sessions {
+            match self.flush(session) {
+                Err(error) if error.code().is_none() => return Err(error),
+                // It is gone, or was gone before.
+                _ => self.tidiness().sessions.retain(|other| *other != session),
+            }
+        }
+        self.tidiness().untidy = false;
+        Ok(())
     }
 }

@@ -10,6 +10,11 @@
     clippy::panic
 )]
 
+pub mod enrol;
+pub mod log;
+pub mod maker;
+pub mod proxy;
+
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -30,6 +35,13 @@ impl Emulator {
     /// A TPM as it is without its maker's certificates.
     pub fn new() -> Self {
         Self::start(tempfile::tempdir().unwrap())
+    }
+
+    /// The certificates of the authority of [`Emulator::manufactured`]: its root and its issuer.
+    pub fn makers(&self) -> String {
+        ["swtpm-localca-rootca-cert.pem", "issuer.pem"]
+            .map(|name| fs::read_to_string(self.dir.path().join("ca").join(name)).unwrap())
+            .concat()
     }
 
     /// A TPM with an RSA EK certificate at the usual NV index, by a certificate authority of its own.
@@ -110,7 +122,7 @@ impl Emulator {
     }
 
     /// The socket is there a moment before the emulator listens on it.
-    fn dial(&self) -> Socket<UnixStream> {
+    pub fn dial(&self) -> Socket<UnixStream> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             match Socket::unix(&self.socket()) {
@@ -137,6 +149,14 @@ impl Emulator {
         ]);
     }
 
+    /// Puts the TPM into lockout: no failure at all is allowed (TPM2_DictionaryAttackParameters). Drop every connection first.
+    pub fn lock_out(&self) {
+        self.raw(&[
+            0x80, 0x02, 0, 0, 0, 39, 0, 0, 0x01, 0x3a, 0x40, 0, 0, 0x0a, 0, 0, 0, 9, 0x40, 0, 0, 9,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0x10, 0,
+        ]);
+    }
+
     /// Sends a raw command on a connection of its own and checks that it succeeds.
     pub fn raw(&self, command: &[u8]) -> Vec<u8> {
         let answer = self.dial().exchange(command).unwrap();
@@ -158,94 +178,4 @@ pub fn loaded(tpm: &Tpm) -> Vec<Handle> {
     all.extend(tpm.handles(Handle(0x0300_0000)).unwrap());
     all.extend(tpm.handles(Handle(0x0200_0000)).unwrap());
     all
-}
-
-/// A connection that records what crosses it, and breaks at the commands that it is told.
-pub struct Proxy {
-    behind: Box<dyn Transport>,
-    shared: std::sync::Arc<std::sync::Mutex<Tap>>,
-}
-
-/// How a command goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// It does not reach the TPM.
-    Lost,
-    /// The TPM does it, and its answer is lost.
-    AnswerLost,
-    /// It is answered with this code, and does not reach the TPM.
-    Code(u32),
-    /// One bit of its answer's last byte is changed.
-    Changed,
-}
-
-/// What was recorded, and what to break.
-#[derive(Default)]
-pub struct Tap {
-    /// Commands and answers, one after the other.
-    pub record: Vec<Vec<u8>>,
-    /// How many commands were sent since the last [`Tap::arm`].
-    pub count: usize,
-    /// The command to break, counted from 0, and how.
-    pub fault: Option<(usize, Fault)>,
-}
-
-impl Tap {
-    /// Counts from here, and breaks the command with this number.
-    pub fn arm(&mut self, fault: Option<(usize, Fault)>) {
-        self.count = 0;
-        self.fault = fault;
-    }
-
-    /// Whether the bytes stand anywhere in what crossed.
-    pub fn saw(&self, bytes: &[u8]) -> bool {
-        self.record
-            .iter()
-            .any(|message| message.windows(bytes.len()).any(|window| window == bytes))
-    }
-}
-
-impl Proxy {
-    /// In front of an emulator.
-    pub fn new(emulator: &Emulator) -> (Tpm, std::sync::Arc<std::sync::Mutex<Tap>>) {
-        let shared = std::sync::Arc::new(std::sync::Mutex::new(Tap::default()));
-        let proxy = Self {
-            behind: Box::new(emulator.dial()),
-            shared: shared.clone(),
-        };
-        (Tpm::over(proxy), shared)
-    }
-}
-
-impl Transport for Proxy {
-    fn exchange(&mut self, command: &[u8]) -> std::io::Result<Vec<u8>> {
-        let mut tap = self.shared.lock().unwrap();
-        let number = tap.count;
-        tap.count += 1;
-        tap.record.push(command.to_vec());
-        let fault = tap
-            .fault
-            .filter(|(at, _)| *at == number)
-            .map(|(_, fault)| fault);
-        let broken = || Err(std::io::Error::other("the bus was cut"));
-        let mut answer = match fault {
-            Some(Fault::Lost) => return broken(),
-            Some(Fault::Code(code)) => {
-                let mut answer = vec![0x80, 0x01, 0, 0, 0, 10];
-                answer.extend(code.to_be_bytes());
-                answer
-            }
-            _ => self.behind.exchange(command)?,
-        };
-        if fault == Some(Fault::AnswerLost) {
-            return broken();
-        }
-        if fault == Some(Fault::Changed)
-            && let Some(last) = answer.last_mut()
-        {
-            *last ^= 1;
-        }
-        tap.record.push(answer.clone());
-        Ok(answer)
-    }
 }

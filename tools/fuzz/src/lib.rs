@@ -21,6 +21,7 @@
 use std::fmt;
 
 mod controller;
+mod enrolment;
 mod feed;
 mod hypervisor;
 mod images;
@@ -53,6 +54,7 @@ impl fmt::Debug for Target {
 pub const TARGETS: &[&[Target]] = &[
     protocol::TARGETS,
     onboarding::TARGETS,
+    enrolment::TARGETS,
     hypervisor::TARGETS,
     pillar::TARGETS,
     controller::TARGETS,

@@ -10,9 +10,10 @@ use onboarding::tpm::template::{EkAlgorithm, KeyUse};
 use onboarding::tpm::{
     Handle, Hierarchy, MAX_MESSAGE, PcrSelection, Tpm, Transport, code, template,
 };
-use onboarding::wire::{EcdsaSignature, Public, Reader, Writer};
+use onboarding::wire::{EcdsaSignature, Public, PublicKind, Reader, Writer};
 use onboarding::{registration, smbios};
 use prost::Message as _;
+use protocol::cipher::SoftwareAgreement;
 use protocol::envelope::decode;
 use protocol::eve::attest::{
     AttestVersionInfo, AttestVersionType, AttestVolumeKey, AttestVolumeKeyData, TpmHashAlgo,
@@ -302,8 +303,12 @@ fn tpm_answers(data: &[u8]) {
             }
         }
         _ => {
-            if let Some(point) = template::p256(KeyUse::Attest).p256_point() {
-                drop(tpm.ecdh_zgen(key, &point));
+            // A storage key that the input names, and a session salted to it: no code in an answer fits.
+            if let Ok(object) = tpm.create_primary(Hierarchy::Owner, &template::p256(KeyUse::Store))
+                && let Ok(session) = tpm.start_hmac_session(&object, object.public())
+                && let Some(point) = object.public().p256_point()
+            {
+                assert!(tpm.ecdh_zgen(&object, &session, &point).is_err());
             }
         }
     }
@@ -388,6 +393,32 @@ fn tpm_answers_seeds() -> Vec<Vec<u8>> {
         .sized(&[])
         .sized(&public.name().0);
     seed_of.push((8, vec![authorized(Some(0x8000_0000), w.as_slice())]));
+    // A storage key with a point on the curve, a session salted to it, and a shared point whose code does not fit.
+    let mut storage = template::p256(KeyUse::Store);
+    let own = SoftwareAgreement::from_scalar(&[5; 32]).unwrap();
+    let point = own.public_point().unwrap();
+    if let PublicKind::Ecc { x, y, .. } = &mut storage.kind {
+        *x = point.x().to_vec();
+        *y = point.y().to_vec();
+    }
+    let mut made = Writer::new();
+    made.bytes(&storage.to_sized_bytes()).sized(&[]).sized(&[]);
+    made.u16(0x8021)
+        .u32(0x4000_0001)
+        .sized(&[])
+        .sized(&storage.name().0);
+    let mut session = Writer::new();
+    session.u32(0x0200_0000).sized(&[7; 32]);
+    let mut shared = Writer::new();
+    shared.sized(&[&[0, 32][..], &[1; 32], &[0, 32], &[2; 32]].concat());
+    seed_of.push((
+        9,
+        vec![
+            authorized(Some(0x8000_0000), made.as_slice()),
+            answer(0x8001, session.as_slice()),
+            authorized(None, shared.as_slice()),
+        ],
+    ));
     seed_of
         .into_iter()
         .map(|(command, answers)| {

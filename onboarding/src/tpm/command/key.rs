@@ -50,9 +50,12 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        if let Err(error) = self.tpm.flush(self.handle) {
-            // The kernel flushes what is left when the device is closed.
+        let flushed = self.tpm.flush(self.handle);
+        let mut tidiness = self.tpm.tidiness();
+        tidiness.objects.retain(|handle| *handle != self.handle);
+        if let Err(error) = flushed {
             tracing::warn!("a key stays loaded in the TPM: {error}");
+            tidiness.untidy = true;
         }
     }
 }
@@ -113,12 +116,17 @@ impl Tpm {
             let name = read_name(reader, &public)?;
             Ok((handle, public, name))
         })?;
-        Ok(Object {
+        Ok(self.object(handle, public, name))
+    }
+
+    fn object(&self, handle: Handle, public: Public, name: Name) -> Object {
+        self.tidiness().objects.push(handle);
+        Object {
             tpm: self.clone(),
             handle,
             public,
             name,
-        })
+        }
     }
 
     /// Makes a key under a loaded parent. It is not loaded thereby.
@@ -157,12 +165,7 @@ impl Tpm {
             let name = read_name(reader, &public)?;
             Ok((promised(handle)?, name))
         })?;
-        Ok(Object {
-            tpm: self.clone(),
-            handle,
-            public,
-            name,
-        })
+        Ok(self.object(handle, public, name))
     }
 
     /// Reads the public area and the name of any object.

@@ -378,6 +378,19 @@ impl Tpm {
         command: &Command<'_>,
         parse: impl FnOnce(Option<Handle>, &mut Reader<'_>) -> Result<T, WireError>,
     ) -> Result<T, TpmError> {
+        let done = self.carry_out(command, parse);
+        // Without the TPM's own word that it did nothing, what the handle in the answer names may be there.
+        if command.answers_handle && done.as_ref().is_err_and(|error| error.code().is_none()) {
+            self.tidiness().untidy = true;
+        }
+        done
+    }
+
+    fn carry_out<T>(
+        &self,
+        command: &Command<'_>,
+        parse: impl FnOnce(Option<Handle>, &mut Reader<'_>) -> Result<T, WireError>,
+    ) -> Result<T, TpmError> {
         let (code, first) = (command.code, command.first_handle());
         let malformed = |source| TpmError::Malformed {
             command: code,

@@ -46,6 +46,9 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Err(error) = self.tpm.flush(self.handle) {
             tracing::warn!("a session stays open in the TPM: {error}");
+            let mut tidiness = self.tpm.tidiness();
+            tidiness.sessions.push(self.handle);
+            tidiness.untidy = true;
         }
     }
 }

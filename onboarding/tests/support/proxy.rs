@@ -1,0 +1,98 @@
+//! A proxy between a device and its TPM.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use onboarding::tpm::{Tpm, Transport};
+
+use super::Emulator;
+
+/// A connection that records what crosses it, and breaks at the commands that it is told.
+pub struct Proxy {
+    behind: Box<dyn Transport>,
+    shared: Arc<Mutex<Tap>>,
+}
+
+/// How a command goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It does not reach the TPM.
+    Lost,
+    /// The TPM does it, and its answer is lost.
+    AnswerLost,
+    /// It is answered with this code, and does not reach the TPM.
+    Code(u32),
+    /// One bit of its answer's last byte is changed.
+    Changed,
+}
+
+/// What was recorded, and what to break.
+#[derive(Default)]
+pub struct Tap {
+    /// Commands and answers, one after the other.
+    pub record: Vec<Vec<u8>>,
+    /// How many commands were sent since the last [`Tap::arm`].
+    pub count: usize,
+    /// The command to break, counted from 0, and how.
+    pub fault: Option<(usize, Fault)>,
+}
+
+impl Tap {
+    /// Counts from here, and breaks the command with this number.
+    pub fn arm(&mut self, fault: Option<(usize, Fault)>) {
+        self.count = 0;
+        self.fault = fault;
+    }
+
+    /// Whether the bytes stand anywhere in what crossed.
+    pub fn saw(&self, bytes: &[u8]) -> bool {
+        self.record
+            .iter()
+            .any(|message| message.windows(bytes.len()).any(|window| window == bytes))
+    }
+}
+
+impl Proxy {
+    /// In front of an emulator.
+    pub fn tap(emulator: &Emulator) -> (Tpm, Arc<Mutex<Tap>>) {
+        let shared = Arc::new(Mutex::new(Tap::default()));
+        let proxy = Self {
+            behind: Box::new(emulator.dial()),
+            shared: shared.clone(),
+        };
+        (Tpm::over(proxy), shared)
+    }
+}
+
+impl Transport for Proxy {
+    fn exchange(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
+        let mut tap = self.shared.lock().unwrap();
+        let number = tap.count;
+        tap.count += 1;
+        tap.record.push(command.to_vec());
+        let fault = tap
+            .fault
+            .filter(|(at, _)| *at == number)
+            .map(|(_, fault)| fault);
+        let broken = || Err(io::Error::other("the bus was cut"));
+        let mut answer = match fault {
+            Some(Fault::Lost) => return broken(),
+            Some(Fault::Code(code)) => {
+                let mut answer = vec![0x80, 0x01, 0, 0, 0, 10];
+                answer.extend(code.to_be_bytes());
+                answer
+            }
+            _ => self.behind.exchange(command)?,
+        };
+        if fault == Some(Fault::AnswerLost) {
+            return broken();
+        }
+        if fault == Some(Fault::Changed)
+            && let Some(last) = answer.last_mut()
+        {
+            *last ^= 1;
+        }
+        tap.record.push(answer.clone());
+        Ok(answer)
+    }
+}

@@ -1,0 +1,259 @@
+//! The messages of zero-touch enrolment, on both sides, and what stands in a TPM's memory for it.
+//!
+//! The seeds are recordings of whole exchanges (`seeds/enrolment/README.md`), judged by a controller with the same keys: what is not the
+//! recording proves nothing, whatever it looks like.
+
+use std::sync::{LazyLock, OnceLock};
+
+use onboarding::enrol::device::{Answering, Session};
+use onboarding::enrol::endorsement::{Endorsed, Makers, form};
+use onboarding::enrol::verifier::{
+    CookieKey, Delegation, Known, challenge, read_evidence, read_hello, verify,
+};
+use onboarding::enrol::{Hello, HelloKeys, mark};
+use onboarding::keys::Identity;
+use onboarding::quote::Check;
+use onboarding::smbios::MAX_TEXT;
+use prost::Message as _;
+use protocol::cipher::SoftwareAgreement;
+use protocol::digest::Digest;
+use protocol::enrolment::owner::{Delegate, Pinned, root_hash};
+use protocol::enrolment::wire::{Challenge, OwnerChain, SealedGrant};
+use protocol::keys::{SignError, Signer};
+
+use crate::Target;
+
+pub(crate) const TARGETS: &[Target] = &[
+    Target {
+        name: "enrolment-hello",
+        about: "a device's Hello: bounded in every part; a challenge is made for it, or refused for its endorsement key",
+        run: hello,
+        seeds: || vec![TPM_HELLO.to_vec(), SOFTWARE_HELLO.to_vec()],
+    },
+    Target {
+        name: "enrolment-evidence",
+        about: "a device's Evidence, judged: each check speaks once, and nothing but the recording is proven",
+        run: evidence,
+        seeds: || vec![TPM_EVIDENCE.to_vec(), SOFTWARE_EVIDENCE.to_vec()],
+    },
+    Target {
+        name: "enrolment-challenge",
+        about: "a controller's Challenge to a device: nothing but what the owner's delegate signed is answered",
+        run: challenged,
+        seeds: || vec![SOFTWARE_CHALLENGE.to_vec()],
+    },
+    Target {
+        name: "enrolment-grant",
+        about: "a sealed grant: nothing but what was sealed for this session is opened",
+        run: granted,
+        seeds: || vec![SOFTWARE_GRANT.to_vec()],
+    },
+    Target {
+        name: "endorsement-certificate",
+        about: "an EK certificate: trusted only if its maker signed it for this very key",
+        run: certificate,
+        seeds: || vec![tpm_hello().endorsement_certificate.clone().unwrap()],
+    },
+    Target {
+        name: "tpm-makers",
+        about: "an owner's list of TPM makers in PEM: whatever is taken has a certificate in it",
+        run: makers,
+        seeds: || vec![MAKERS.as_bytes().to_vec()],
+    },
+    Target {
+        name: "owner-mark",
+        about: "the owner's mark in the TPM's memory: what is understood is written as the same bytes",
+        run: owner_mark,
+        seeds: || vec![mark::to_bytes(&pinned())],
+    },
+];
+
+const TPM_HELLO: &[u8] = include_bytes!("../seeds/enrolment/tpm-hello");
+const TPM_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/tpm-evidence");
+const SOFTWARE_HELLO: &[u8] = include_bytes!("../seeds/enrolment/software-hello");
+const SOFTWARE_CHALLENGE: &[u8] = include_bytes!("../seeds/enrolment/software-challenge");
+const SOFTWARE_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/software-evidence");
+const SOFTWARE_GRANT: &[u8] = include_bytes!("../seeds/enrolment/software-grant");
+const IDENTITY: &[u8] = include_bytes!("../seeds/enrolment/identity.json");
+const MAKERS: &str = include_str!("../seeds/enrolment/makers.pem");
+
+/// The clock of the recordings.
+const NOW_MS: i64 = 1_800_000_000_000;
+
+fn point(scalar: u8) -> [u8; 65] {
+    SoftwareAgreement::from_scalar(&[scalar; 32])
+        .unwrap()
+        .public_point()
+        .unwrap()
+        .to_sec1()
+}
+
+fn pinned() -> Pinned {
+    Pinned {
+        epoch: 1,
+        root: root_hash(&point(8)),
+        next: Digest::of(b"the next root"),
+        delegation: 0,
+    }
+}
+
+/// Signs nothing that anybody would believe.
+struct Stamp;
+
+impl Signer for Stamp {
+    fn sign_p256_sha256(&self, _message: &[u8]) -> Result<[u8; 64], SignError> {
+        Ok([1; 64])
+    }
+}
+
+fn bounded(hello: &Hello) {
+    let machine = &hello.machine;
+    for text in [
+        &machine.manufacturer,
+        &machine.product,
+        &machine.serial,
+        &machine.uuid,
+        &machine.firmware_vendor,
+        &machine.firmware_version,
+        &hello.image_version,
+    ] {
+        assert!(text.chars().count() <= MAX_TEXT && !text.contains(char::is_control));
+    }
+    if let HelloKeys::Tpm(tpm) = &hello.keys {
+        assert!(tpm.endorsement_chain.len() <= 5 && tpm.tpm_maker.len() <= 16);
+    }
+}
+
+fn hello(data: &[u8]) {
+    let Ok(hello) = read_hello(data) else {
+        return;
+    };
+    bounded(&hello);
+    assert_eq!(hello.bytes, data);
+    let chain = OwnerChain::default();
+    let delegation = Delegation {
+        signer: &Stamp,
+        chain: &chain,
+    };
+    let lifetime = std::time::Duration::from_secs(300);
+    let _ = challenge(
+        &hello,
+        &CookieKey::new([7; 32]),
+        &delegation,
+        NOW_MS,
+        lifetime,
+    );
+    let _ = hello.machine_id().words();
+}
+
+fn evidence(data: &[u8]) {
+    let Ok(evidence) = read_evidence(data) else {
+        return;
+    };
+    bounded(evidence.hello());
+    static TRUSTED: LazyLock<Makers> = LazyLock::new(|| Makers::from_pem(MAKERS).unwrap());
+    let delegate = Delegate::known(point(9), pinned());
+    let judged = verify(
+        &evidence,
+        &Known {
+            cookie_key: &CookieKey::new([7; 32]),
+            delegate: &delegate,
+            now_ms: NOW_MS,
+            makers: &TRUSTED,
+            warn: &[Check::EventLog],
+        },
+    );
+    let verdicts = &judged.report.verdicts;
+    for (index, verdict) in verdicts.iter().enumerate() {
+        let twice = verdicts
+            .iter()
+            .skip(index + 1)
+            .any(|other| other.check == verdict.check);
+        assert!(!twice, "{verdicts:?}");
+    }
+    if let Some(proven) = judged.proven {
+        // Bytes outside the code's reach are none but how the message is written down.
+        let recorded = [TPM_EVIDENCE, SOFTWARE_EVIDENCE]
+            .into_iter()
+            .map(|bytes| *read_evidence(bytes).unwrap().transcript());
+        assert!(recorded.into_iter().any(|one| one == proven.transcript));
+    }
+}
+
+/// The recorded device without a TPM.
+fn device() -> &'static Identity {
+    static DEVICE: OnceLock<Identity> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("identity.json"), IDENTITY).unwrap();
+        Identity::open_or_create(dir.path(), None).unwrap()
+    })
+}
+
+fn answer(message: &Challenge) -> Option<Answering> {
+    Session::from_bytes(SOFTWARE_HELLO.to_vec())
+        .challenged(device(), message, &pinned(), 0, None)
+        .ok()
+}
+
+fn challenged(data: &[u8]) {
+    let Ok(message) = Challenge::decode(data) else {
+        return;
+    };
+    if let Some(answering) = answer(&message) {
+        let recorded = Challenge::decode(SOFTWARE_CHALLENGE).unwrap();
+        assert_eq!(message.payload, recorded.payload);
+        assert_eq!(answering.server_time_ms(), NOW_MS);
+        assert_eq!(answering.pinned().delegation, 1);
+    }
+}
+
+fn granted(data: &[u8]) {
+    static ANSWERING: OnceLock<Answering> = OnceLock::new();
+    let answering =
+        ANSWERING.get_or_init(|| answer(&Challenge::decode(SOFTWARE_CHALLENGE).unwrap()).unwrap());
+    let Ok(message) = SealedGrant::decode(data) else {
+        return;
+    };
+    if answering.granted(device(), &message).is_ok() {
+        assert_eq!(message, SealedGrant::decode(SOFTWARE_GRANT).unwrap());
+    }
+}
+
+fn tpm_hello() -> &'static onboarding::enrol::TpmHello {
+    static HELLO: LazyLock<Hello> = LazyLock::new(|| read_hello(TPM_HELLO).unwrap());
+    HELLO.tpm().unwrap()
+}
+
+fn certificate(data: &[u8]) {
+    static TRUSTED: LazyLock<Makers> = LazyLock::new(|| Makers::from_pem(MAKERS).unwrap());
+    let known = tpm_hello();
+    assert!(form(&known.endorsement).is_some());
+    let chain = [data.to_vec()];
+    if let Endorsed::Trusted { .. } = TRUSTED.judge(&known.endorsement, data, &chain) {
+        let recorded = known.endorsement_certificate.as_ref().unwrap();
+        // What is signed; behind it stand a copy of the algorithm's name and the signature.
+        let signed = 8 + usize::from(u16::from_be_bytes([recorded[6], recorded[7]]));
+        assert_eq!(data.get(..signed), recorded.get(..signed));
+    }
+    let _ = Makers::none().judge(&known.endorsement, data, &chain);
+}
+
+fn makers(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(makers) = Makers::from_pem(text) {
+        assert!(!makers.is_empty());
+        assert!(text.matches("-----BEGIN").count() >= makers.len());
+        let known = tpm_hello();
+        let certificate = known.endorsement_certificate.as_ref().unwrap();
+        let _ = makers.judge(&known.endorsement, certificate, &[]);
+    }
+}
+
+fn owner_mark(data: &[u8]) {
+    if let Ok(pinned) = mark::parse(data) {
+        assert_eq!(mark::to_bytes(&pinned), data);
+    }
+}
