@@ -10,6 +10,7 @@
 //! | device | [`attest::device`] | requests of the attest exchange, reading of its answers |
 //! | verifier | [`attest::verifier`] | reading of those requests, answers to them |
 //! | both | [`quote`] | a boot's state, signed by a TPM; the checks over it, one named verdict each |
+//! | verifier | [`policy`] | what may have been booted: signed references, accepted firmware; one verdict a check |
 //! | both | [`eventlog`], [`wire`] | parsers of what a firmware and a TPM say |
 //!
 //! The verifier's side needs no TPM. Everything is synchronous: a TPM command takes from a millisecond to seconds, so
@@ -19,6 +20,7 @@ pub mod attest;
 pub mod enrol;
 pub mod eventlog;
 pub mod keys;
+pub mod policy;
 pub mod quote;
 pub mod registration;
 pub mod smbios;

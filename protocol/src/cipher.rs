@@ -20,6 +20,7 @@ use aes::cipher::KeyIvInit as _;
 use p256::elliptic_curve::sec1::{FromSec1Point as _, ToSec1Point as _};
 use p256::pkcs8::DecodePrivateKey as _;
 use prost::Message;
+use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use thiserror::Error;
 
@@ -334,6 +335,29 @@ pub fn encrypt(key: &BlockKey, context_id: &str, clear: &[u8]) -> Result<CipherB
         .fill(&mut iv)
         .map_err(|_| CipherError::Random)?;
     Ok(encrypt_with(key, context_id, clear, iv))
+}
+
+/// Encrypts `clear` into a block of context `context_id` so that the same secret always gives the same block: a configuration with
+/// nothing new in it then stays byte for byte what it was. The IV follows from key, `place` and `clear` (as in SIV, RFC 5297), so two
+/// different secrets under one key do not share one; whoever sees two blocks learns no more than whether they are the same. `place` says
+/// where the secret stands, so that even that shows of one place only.
+#[must_use]
+pub fn encrypt_steadily(
+    key: &BlockKey,
+    context_id: &str,
+    place: &str,
+    clear: &[u8],
+) -> CipherBlock {
+    let own = hmac::Key::new(hmac::HMAC_SHA256, &key.0);
+    let mut context = hmac::Context::with_key(&own);
+    context.update(b"skerry cipher block 1 iv\0");
+    context.update(&sha256(place.as_bytes()));
+    context.update(clear);
+    let mut iv = [0; 16];
+    for (to, from) in iv.iter_mut().zip(context.sign().as_ref()) {
+        *to = *from;
+    }
+    encrypt_with(key, context_id, clear, iv)
 }
 
 fn encrypt_with(key: &BlockKey, context_id: &str, clear: &[u8], iv: [u8; 16]) -> CipherBlock {

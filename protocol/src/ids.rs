@@ -90,6 +90,30 @@ id!(
     NetworkInstanceId, "a network instance"
 );
 id!(
+    /// A policy for the attestation of devices.
+    PolicyId, "an attestation policy"
+);
+id!(
+    /// A rule of enrolment.
+    RuleId, "an enrolment rule"
+);
+id!(
+    /// A list of machines that enrol without a person.
+    ManifestId, "a manifest"
+);
+id!(
+    /// A key whose signatures the operator trusts.
+    TrustedKeyId, "a trusted key"
+);
+id!(
+    /// A maker of TPMs whose roots the operator trusts.
+    TpmMakerId, "a maker of TPMs"
+);
+id!(
+    /// The values that one image's boot comes to.
+    BootReferenceId, "a boot reference"
+);
+id!(
     /// A console session of the push channel: random, single-use, short-lived.
     SessionId, "a session"
 );

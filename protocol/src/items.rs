@@ -5,9 +5,10 @@
 //! | `ZInfoConfigItemStatus.config_items` | [`CONFIG_HASH`] | the hash of the config in force |
 //! | | [`ENROLMENT_LEVEL`] | how much the controller knew of the device when it granted it its id |
 //! | | [`trouble`] | a trouble of the device as a whole |
+//! | `EdgeDevConfig.configItems` | [`KEEP_RUNNING`] | whether a device that is refused goes on with what it runs |
 //! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
 //!
-//! The device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
+//! But for the one in the config, the device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
 
 use std::fmt;
 
@@ -18,6 +19,8 @@ pub const CONFIG_HASH: &str = "skerry.config.hash";
 
 /// Config item whose value is the level that the device was granted: `none`, `bronze`, `silver` or `gold`. Absent: it came by EVE's way.
 pub const ENROLMENT_LEVEL: &str = "skerry.enrolment.level";
+/// Item of a config, in its list `configItems`: `false` if a device whose boot is refused must stop what it runs. Absent: it goes on.
+pub const KEEP_RUNNING: &str = "skerry.attestation.keep.running";
 
 const TROUBLE: &str = "skerry.trouble.";
 const PROCESS: &str = "skerry.process.";

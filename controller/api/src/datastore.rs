@@ -16,6 +16,8 @@ use crate::problem::FieldError;
 const HTTPS: u16 = 443;
 /// Most that further roots may take, in bytes.
 const MAX_CERTIFICATES: usize = 64 * 1024;
+/// Longest user name and longest password, in bytes.
+const MAX_CREDENTIAL: usize = 4096;
 
 object! {
     /// A place from which devices fetch images.
@@ -34,6 +36,26 @@ pub struct DatastoreSpec {
     /// Further roots to trust for it, PEM, besides those of the web.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
+    /// Who to log in as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+}
+
+/// Who to log in as. Devices get it encrypted to their own keys, once their boot is proven.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Credentials {
+    /// User name.
+    pub user: String,
+    /// Password. It is not given back; written without it, the one that is there stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Credentials({}, ..)", self.user)
+    }
 }
 
 /// What sort of place a datastore is.
@@ -101,6 +123,23 @@ pub enum RegistryUrlError {
 fn validate(spec: &DatastoreSpec, errors: &mut Vec<FieldError>) {
     if let Err(error) = spec.url.parse::<RegistryUrl>() {
         errors.push(FieldError::new("spec.url", error.to_string()));
+    }
+    if let Some(Credentials { user, password }) = &spec.credentials {
+        if user.is_empty() || user.len() > MAX_CREDENTIAL {
+            errors.push(FieldError::new(
+                "spec.credentials.user",
+                format!("must be 1 to {MAX_CREDENTIAL} bytes"),
+            ));
+        }
+        if password
+            .as_ref()
+            .is_some_and(|password| password.len() > MAX_CREDENTIAL)
+        {
+            errors.push(FieldError::new(
+                "spec.credentials.password",
+                format!("must be at most {MAX_CREDENTIAL} bytes"),
+            ));
+        }
     }
     if let Some(pem) = &spec.ca_certificates {
         if pem.len() > MAX_CERTIFICATES {

@@ -25,6 +25,9 @@ pub struct DeviceSpec {
     /// For people: where it stands, what it is for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    /// It is turned away: it gets no config and cannot enrol again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoked: bool,
 }
 
 /// What the controller knows of a device.
@@ -60,7 +63,14 @@ pub struct DeviceStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub booted_at: Option<Timestamp>,
-    /// Aspects with reasons: `Online`, `Attested`, `ConfigApplied`.
+    /// `sha256:` of its endorsement key, or of its device key if it has no TPM; empty for devices that registered with the image's
+    /// onboarding key.
+    pub machine_id: String,
+    /// The same as eight words.
+    pub machine_words: String,
+    /// Machines that claimed to be this one.
+    pub alarms: Vec<Alarm>,
+    /// Aspects with reasons: `Online`, `Attested`, `ConfigApplied`, `Unique`.
     pub conditions: Vec<Condition>,
 }
 
@@ -83,6 +93,8 @@ pub enum DevicePhase {
     Online,
     /// It is in use, but was not heard from lately.
     Offline,
+    /// An operator has turned it away.
+    Revoked,
 }
 
 impl fmt::Display for DevicePhase {
@@ -127,6 +139,9 @@ pub struct Attestation {
     pub time: Option<Timestamp>,
     /// Each check with its result.
     pub verdicts: Vec<Verdict>,
+    /// What is different from the last boot before it that was good, event by event.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
 }
 
 /// What follows from all verdicts over a device's last quote.
@@ -199,6 +214,8 @@ pub enum VerdictOutcome {
     Passed,
     /// Not as expected.
     Failed,
+    /// Not as expected, and the policy lets it pass.
+    Warned,
     /// It was not made; the detail says why.
     NotChecked,
 }
@@ -261,6 +278,21 @@ pub struct ConfigStatus {
     pub wanted: String,
     /// Hash it named when it last asked.
     pub applied: String,
+}
+
+/// A machine with other keys that claimed what this device claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Alarm {
+    /// When it did last.
+    #[schema(value_type = String, format = DateTime)]
+    pub time: Timestamp,
+    /// `sha256:` of this device's key.
+    pub own: String,
+    /// `sha256:` of the other machine's key.
+    pub other: String,
+    /// What both claim.
+    pub message: String,
 }
 
 /// Something a device complained of.

@@ -65,26 +65,7 @@ impl ObjectMeta {
                 format!("`{}` must be 1 to 63 lower-case letters, digits or `-`, beginning and ending with a letter or digit", self.name),
             ));
         }
-        for (key, value) in &self.labels {
-            let (prefix, name) = key
-                .split_once('/')
-                .map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
-            let prefix_fits = prefix.is_none_or(|prefix| {
-                prefix.len() <= MAX_PREFIX && prefix.split('.').all(is_dns_label)
-            });
-            if !prefix_fits || !is_label_text(name) {
-                errors.push(FieldError::new(
-                    format!("metadata.labels[{key}]"),
-                    "a key is up to 63 letters, digits, `-`, `_` or `.`, after an optional DNS name and `/`",
-                ));
-            }
-            if !value.is_empty() && !is_label_text(value) {
-                errors.push(FieldError::new(
-                    format!("metadata.labels[{key}]"),
-                    format!("value `{value}` must be up to 63 letters, digits, `-`, `_` or `.`, beginning and ending with a letter or digit"),
-                ));
-            }
-        }
+        validate_labels("metadata.labels", &self.labels, errors);
         let size: usize = self
             .annotations
             .iter()
@@ -99,6 +80,33 @@ impl ObjectMeta {
     }
 }
 
+/// Checks labels that stand at `place` of an object.
+pub(crate) fn validate_labels(
+    place: &str,
+    labels: &BTreeMap<String, String>,
+    errors: &mut Vec<FieldError>,
+) {
+    for (key, value) in labels {
+        let (prefix, name) = key
+            .split_once('/')
+            .map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
+        let prefix_fits = prefix
+            .is_none_or(|prefix| prefix.len() <= MAX_PREFIX && prefix.split('.').all(is_dns_label));
+        if !prefix_fits || !is_label_text(name) {
+            errors.push(FieldError::new(
+                format!("{place}[{key}]"),
+                "a key is up to 63 letters, digits, `-`, `_` or `.`, after an optional DNS name and `/`",
+            ));
+        }
+        if !value.is_empty() && !is_label_text(value) {
+            errors.push(FieldError::new(
+                format!("{place}[{key}]"),
+                format!("value `{value}` must be up to 63 letters, digits, `-`, `_` or `.`, beginning and ending with a letter or digit"),
+            ));
+        }
+    }
+}
+
 /// Says whether `text` is a DNS label (RFC 1123, section 2.1; lower case as Kubernetes has it).
 pub fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -106,6 +114,15 @@ pub fn is_dns_label(text: &str) -> bool {
         && text.bytes().all(|byte| inner(byte) || byte == b'-')
         && text.bytes().next().is_some_and(inner)
         && text.bytes().next_back().is_some_and(inner)
+}
+
+/// Says whether a label may have this key and value.
+#[must_use]
+pub fn is_label(key: &str, value: &str) -> bool {
+    let mut errors = Vec::new();
+    let labels = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    validate_labels("", &labels, &mut errors);
+    errors.is_empty()
 }
 
 fn is_label_text(text: &str) -> bool {

@@ -14,8 +14,10 @@ use utoipa::openapi::{
 };
 
 use crate::{
-    API_PREFIX, App, Datastore, Device, ImageBundle, List, LogEntry, Object, PROBLEM_JSON, Problem,
-    TokenRequest, TokenResponse,
+    API_PREFIX, AcceptFirmwareRequest, App, AttestationPolicy, Boot, BootReference, Datastore,
+    Device, EnrolmentRule, ImageBundle, List, LogEntry, Manifest, Object, PROBLEM_JSON, Problem,
+    TokenRequest, TokenResponse, TpmMaker, TrustedKey, WaitingDecided, WaitingDecisionRequest,
+    WaitingMachine,
 };
 
 const JSON: &str = "application/json";
@@ -27,6 +29,13 @@ pub fn document() -> OpenApi {
     paths = collection::<Device>(paths);
     paths = collection::<App>(paths);
     paths = collection::<Datastore>(paths);
+    paths = collection::<Manifest>(paths);
+    paths = collection::<EnrolmentRule>(paths);
+    paths = collection::<TrustedKey>(paths);
+    paths = collection::<TpmMaker>(paths);
+    paths = collection::<AttestationPolicy>(paths);
+    paths = collection::<BootReference>(paths);
+    paths = enrolment(paths);
     for kind in [Device::COLLECTION, App::COLLECTION] {
         let operation = operation("log", kind, "The log, line by line.")
             .parameter(name())
@@ -64,6 +73,12 @@ pub fn document() -> OpenApi {
         "imagebundle",
         "What an installer image needs to know of this controller.",
     )
+    .parameter(query(
+        "enrolment",
+        Type::String,
+        "What devices try, in turn, separated by commas: `zeroTouch`, `eve`. Both if left out. Without `eve` the onboarding key is \
+         not given.",
+    ))
     .response("200", answer::<ImageBundle>("The bundle."));
     paths = paths.path(
         format!("{API_PREFIX}/imagebundle"),
@@ -83,9 +98,28 @@ pub fn document() -> OpenApi {
     collect::<Device>(&mut schemas);
     collect::<App>(&mut schemas);
     collect::<Datastore>(&mut schemas);
+    collect::<Manifest>(&mut schemas);
+    collect::<EnrolmentRule>(&mut schemas);
+    collect::<WaitingMachine>(&mut schemas);
+    collect::<TrustedKey>(&mut schemas);
+    collect::<TpmMaker>(&mut schemas);
+    collect::<AttestationPolicy>(&mut schemas);
+    collect::<BootReference>(&mut schemas);
+    collect::<Boot>(&mut schemas);
     collect::<List<Device>>(&mut schemas);
     collect::<List<App>>(&mut schemas);
     collect::<List<Datastore>>(&mut schemas);
+    collect::<List<Manifest>>(&mut schemas);
+    collect::<List<EnrolmentRule>>(&mut schemas);
+    collect::<List<WaitingMachine>>(&mut schemas);
+    collect::<List<TrustedKey>>(&mut schemas);
+    collect::<List<TpmMaker>>(&mut schemas);
+    collect::<List<AttestationPolicy>>(&mut schemas);
+    collect::<List<BootReference>>(&mut schemas);
+    collect::<List<Boot>>(&mut schemas);
+    collect::<WaitingDecisionRequest>(&mut schemas);
+    collect::<WaitingDecided>(&mut schemas);
+    collect::<AcceptFirmwareRequest>(&mut schemas);
     collect::<ImageBundle>(&mut schemas);
     collect::<LogEntry>(&mut schemas);
     collect::<Problem>(&mut schemas);
@@ -112,6 +146,60 @@ pub fn document() -> OpenApi {
             Vec::<String>::new(),
         )]))
         .build()
+}
+
+/// What waits, what was decided about it, and which boots were seen.
+fn enrolment(paths: PathsBuilder) -> PathsBuilder {
+    let waiting = operation("list", "waiting", "The machines that wait for a person.")
+        .response("200", answer::<List<WaitingMachine>>("The machines."));
+    let one = operation("get", "waiting", "One.")
+        .parameter(name())
+        .response("200", answer::<WaitingMachine>("The machine."));
+    let forget = operation(
+        "delete",
+        "waiting",
+        "Forgets one, and what was decided about it; if it asks again, it waits again.",
+    )
+    .parameter(name())
+    .response("200", answer::<WaitingMachine>("Its last state."));
+    let decide = operation("decide", "waiting", "Approves or denies machines.")
+        .request_body(Some(body::<WaitingDecisionRequest>()))
+        .response("200", answer::<WaitingDecided>("The machines."));
+    let boots = operation(
+        "boots",
+        "devices",
+        "The boots that were seen, newest first.",
+    )
+    .parameter(name())
+    .response("200", answer::<List<Boot>>("The boots."));
+    let accept = operation(
+        "accept",
+        "attestationpolicies",
+        "Accepts the firmware of a device's last boot, for all machines that the policy is for.",
+    )
+    .parameter(name())
+    .request_body(Some(body::<AcceptFirmwareRequest>()))
+    .response("200", answer::<AttestationPolicy>("The policy."));
+    let mut single = PathItem::new(HttpMethod::Get, one);
+    single.merge_operations(PathItem::new(HttpMethod::Delete, forget));
+    paths
+        .path(
+            format!("{API_PREFIX}/waiting"),
+            item(HttpMethod::Get, waiting),
+        )
+        .path(format!("{API_PREFIX}/waiting/{{name}}"), single)
+        .path(
+            format!("{API_PREFIX}/waiting/decisions"),
+            item(HttpMethod::Post, decide),
+        )
+        .path(
+            format!("{API_PREFIX}/devices/{{name}}/boots"),
+            item(HttpMethod::Get, boots),
+        )
+        .path(
+            format!("{API_PREFIX}/attestationpolicies/{{name}}/firmware"),
+            item(HttpMethod::Post, accept),
+        )
 }
 
 fn collect<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {

@@ -36,13 +36,51 @@ pub struct ImageBundle {
     pub root_certificate: String,
     /// Roots for the TLS connection, PEM, one or more.
     pub tls_root_certificates: String,
-    /// EVE's onboarding certificate, PEM, the same on every image.
-    pub onboard_certificate: String,
+    /// EVE's onboarding certificate, PEM, the same on every image; only if devices may enrol that way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onboard_certificate: Option<String>,
     /// Its key, PKCS#8 PEM.
-    pub onboard_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onboard_key: Option<String>,
     /// Floor of the device's clock.
     #[schema(value_type = String, format = DateTime)]
     pub built_at: Timestamp,
+    /// How devices become the owner's.
+    pub enrolment: ImageEnrolment,
+}
+
+/// How a device becomes its owner's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageEnrolment {
+    /// What it tries, in turn.
+    pub order: Vec<EnrolmentWay>,
+    /// Whom it takes orders from.
+    pub owner: ImageOwner,
+    /// What it seals its requests to: uncompressed point on P-256, 130 hexadecimal digits.
+    pub controller_key: String,
+}
+
+/// A way to become a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EnrolmentWay {
+    /// By the machine's own keys.
+    ZeroTouch,
+    /// By the onboarding key that all images share.
+    Eve,
+}
+
+/// The owner's root keys, by their hashes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageOwner {
+    /// Counts roots, from 1.
+    pub epoch: u64,
+    /// `sha256:` and hex digits of the present root.
+    pub root: String,
+    /// `sha256:` and hex digits of the root that may follow.
+    pub next: String,
 }
 
 /// One line of a log, as `format=json` gives it.

@@ -1,5 +1,5 @@
-//! Who becomes a device. Today by EVE's registration: whoever holds the onboarding key of our images is let in, under any serial
-//! number. Enrolment without a shared secret will stand beside it.
+//! Who becomes a device by EVE's registration: whoever holds the onboarding key of our images is let in, under any serial number.
+//! Enrolment without a shared secret is [`super::zero_touch`].
 
 use jiff::Timestamp;
 use onboarding::registration;
@@ -105,7 +105,7 @@ fn enter(registry: &Registry, id: DeviceId, der: &[u8], now: Timestamp) -> Resul
 }
 
 /// `box-1`, `box-2`, and so on; numbers are not used twice, and names that operators took are passed over.
-async fn free_name(connection: &mut Connection) -> Result<String, StoreError> {
+pub(super) async fn free_name(connection: &mut Connection) -> Result<String, StoreError> {
     loop {
         let name = format!("box-{}", next(connection, "device").await?);
         if objects::get::<Device>(connection, &name).await?.is_none() {

@@ -35,6 +35,15 @@ pub enum Refused {
     /// The integrity token is not that of the present boot.
     #[error("the integrity token is not the one given to this device; attest again")]
     Token,
+    /// Its boot was refused; which checks failed, in words for whoever stands before its screen.
+    #[error("attestation: {0}")]
+    Boot(String),
+    /// Its certificate has ended.
+    #[error("the certificate of device {0} has ended; enrol again")]
+    Ended(DeviceId),
+    /// Too many ask at the same time.
+    #[error("the controller is busy; try again in a few seconds")]
+    Busy,
     /// It may not do this.
     #[error("{0}")]
     NotAllowed(String),

@@ -2,8 +2,11 @@
 //!
 //! | module | rules about |
 //! |---|---|
-//! | [`enrol`] | who becomes a device |
-//! | [`attest`] | who is trusted on its present boot |
+//! | [`zero_touch`], [`admission`], [`waiting`], [`manifest`] | who becomes a device by its own keys |
+//! | [`enrol`] | who becomes a device by the image's onboarding key |
+//! | [`boots`] | what is kept of boots |
+//! | [`trust`], [`rulebook`] | whom and what is believed |
+//! | [`attest`], [`policy`] | who is trusted on its present boot |
 //! | [`poll`] | who gets which config |
 //! | [`plan`], [`names`], [`ranges`] | what a config says (pure) |
 //! | [`telemetry`], [`status`], [`figures`] | what becomes of info and metrics |
@@ -12,29 +15,41 @@
 //! | [`users`] | who is an operator |
 //! | [`links`] | push and consoles |
 
+pub mod admission;
+mod answers;
 pub mod attest;
+pub mod boots;
 pub mod enrol;
 pub mod error;
 pub mod events;
 pub mod figures;
+mod gate;
 pub mod links;
 pub mod logs;
+pub mod manifest;
 pub mod names;
 pub mod objects;
 pub mod plan;
+pub mod policy;
 pub mod poll;
 pub mod ranges;
 pub mod registry;
+pub mod rulebook;
+pub mod secrets;
 pub mod status;
 pub mod telemetry;
+pub mod trust;
 pub mod users;
 pub mod view;
+pub mod waiting;
+pub mod zero_touch;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use operator_api::ImageBundle;
+use operator_api::{Device, EnrolmentWay, ImageBundle, ImageEnrolment, ImageOwner, Object as _};
 use protocol::authority::Authority;
 use protocol::envelope::{self, Envelope};
 use protocol::ids::DeviceId;
@@ -43,11 +58,14 @@ use tokio::sync::{Semaphore, broadcast};
 use uuid::Uuid;
 
 use crate::pki::Pki;
-use crate::store::{Store, StoreError, identities};
+use crate::store::{self, Store, StoreError, identities};
 pub use error::{Fault, Refused};
 use events::Events;
 use links::Links;
 use registry::{Entry, Registry};
+
+/// How often the owner's keys are looked after.
+const OWNER_EVERY: Duration = Duration::from_secs(60);
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -63,6 +81,18 @@ pub struct Settings {
     pub nonce_lifetime: Duration,
     /// How long a token of an operator is good.
     pub token_lifetime: Duration,
+    /// How long a challenge of enrolment is good.
+    pub challenge_lifetime: Duration,
+    /// How soon a machine that waits for a person asks again.
+    pub waiting_retry: Duration,
+    /// Most machines of a level in the waiting room.
+    pub waiting_rows: i64,
+    /// Most machines of a level that enter the waiting room in a minute.
+    pub waiting_per_minute: u32,
+    /// Most enrolments that are worked on at the same time; further ones are told to come again.
+    pub enrolments_at_once: usize,
+    /// How long an attestation is good where no policy says otherwise.
+    pub attestation_age: Duration,
     /// How often figures and times of last contact are written to the store.
     pub flush_every: Duration,
 }
@@ -77,6 +107,12 @@ impl Settings {
             offline_after: Duration::from_secs(150),
             nonce_lifetime: Duration::from_secs(600),
             token_lifetime: Duration::from_secs(30 * 24 * 3600),
+            challenge_lifetime: Duration::from_secs(120),
+            waiting_retry: Duration::from_secs(20),
+            waiting_rows: 2048,
+            waiting_per_minute: 120,
+            enrolments_at_once: 16,
+            attestation_age: Duration::from_secs(3600),
             flush_every: Duration::from_secs(10),
         }
     }
@@ -94,6 +130,12 @@ pub struct Fleet {
     log_news: broadcast::Sender<Uuid>,
     /// Passwords that are being checked: each takes a good part of a second of a processor.
     password_checks: Semaphore,
+    believed: trust::Cache,
+    /// Places in the waiting room.
+    gate: gate::Gate,
+    /// Enrolments that are being opened, and those that are being worked on.
+    enrol_doors: Semaphore,
+    enrol_work: Semaphore,
 }
 
 /// A message of a device whose signature was checked.
@@ -111,19 +153,31 @@ impl Fleet {
     /// If the store cannot be read.
     pub async fn open(store: Store, pki: Pki, settings: Settings) -> Result<Arc<Self>, StoreError> {
         let registry = Registry::default();
-        for known in identities::all(&mut *store.read().await?).await? {
+        let mut reader = store.read().await?;
+        let revoked: HashSet<DeviceId> = store::objects::list::<Device>(&mut reader)
+            .await?
+            .into_iter()
+            .filter(|device| device.spec.revoked)
+            .filter_map(|device| device.id())
+            .collect();
+        let at_once = settings.enrolments_at_once;
+        for known in identities::all(&mut reader).await? {
             match Entry::new(
                 known.device,
                 &known.certificate,
                 known.token,
                 known.last_seen.unwrap_or(0),
             ) {
-                Ok(entry) => drop(registry.insert(entry)),
+                Ok(entry) => {
+                    let entry = registry.insert(entry.until(known.certificate_ends));
+                    entry.state().revoked = revoked.contains(&known.device);
+                }
                 Err(error) => {
                     tracing::error!(device = %known.device, %error, "a stored device certificate is damaged")
                 }
             }
         }
+        drop(reader);
         Ok(Arc::new(Self {
             store,
             pki,
@@ -133,6 +187,10 @@ impl Fleet {
             links: Links::new(protocol::link::SESSION_LIFETIME),
             log_news: broadcast::channel(1024).0,
             password_checks: Semaphore::new(2),
+            believed: trust::Cache::default(),
+            gate: gate::Gate::default(),
+            enrol_doors: Semaphore::new(4 * at_once),
+            enrol_work: Semaphore::new(at_once),
         }))
     }
 
@@ -141,16 +199,27 @@ impl Fleet {
         &self.links
     }
 
-    /// What a new image needs to know.
-    pub fn image_bundle(&self) -> ImageBundle {
-        let (onboard_certificate, onboard_key) = self.pki.onboarding();
+    /// What a new image needs to know, if its devices try to enrol in this order. The onboarding key goes along only where it is used.
+    pub fn image_bundle(&self, order: &[EnrolmentWay]) -> ImageBundle {
+        let (certificate, key) = self.pki.onboarding();
+        let eve = order.contains(&EnrolmentWay::Eve);
+        let pinned = self.pki.owner().authority().pinned();
         ImageBundle {
             server: self.settings.server.to_string(),
             root_certificate: self.pki.root_pem().to_owned(),
             tls_root_certificates: self.pki.root_pem().to_owned(),
-            onboard_certificate: onboard_certificate.to_owned(),
-            onboard_key: onboard_key.to_owned(),
+            onboard_certificate: eve.then(|| certificate.to_owned()),
+            onboard_key: eve.then(|| key.to_owned()),
             built_at: Timestamp::now(),
+            enrolment: ImageEnrolment {
+                order: order.to_vec(),
+                owner: ImageOwner {
+                    epoch: pinned.epoch,
+                    root: pinned.root.to_string(),
+                    next: pinned.next.to_string(),
+                },
+                controller_key: hex::encode(self.pki.owner().sealing().1.to_sec1()),
+            },
         }
     }
 
@@ -187,6 +256,7 @@ impl Fleet {
                 named,
             });
         }
+        self.may_speak(&device)?;
         device.seen(Timestamp::now().as_millisecond());
         Ok(Opened { device, payload })
     }
@@ -208,8 +278,23 @@ impl Fleet {
             .ok_or_else(|| Refused::UnknownDevice(envelope.sender().to_string()))?;
         protocol::link::Proof::check(envelope, &device.certificate, device.id, nonce)
             .map_err(malformed)?;
+        self.may_speak(&device)?;
         device.seen(Timestamp::now().as_millisecond());
         Ok(device.id)
+    }
+
+    /// Checks that a device whose signature was good is still welcome.
+    fn may_speak(&self, device: &Entry) -> Result<(), Refused> {
+        if device.state().revoked {
+            return Err(Refused::NotAllowed(format!(
+                "device {} was revoked by an operator",
+                device.id
+            )));
+        }
+        if device.has_ended(Timestamp::now().as_millisecond()) {
+            return Err(Refused::Ended(device.id));
+        }
+        Ok(())
     }
 
     /// Says that the config of these devices may have changed, after the change was committed.
@@ -258,9 +343,16 @@ impl Fleet {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut flushed = tokio::time::Instant::now();
+        let mut owner_seen = flushed;
         loop {
             second.tick().await;
             self.links.drop_stale();
+            if owner_seen.elapsed() >= OWNER_EVERY {
+                owner_seen = tokio::time::Instant::now();
+                if let Err(error) = self.pki.owner().refresh(Timestamp::now()) {
+                    tracing::error!(%error, "looking after the owner's keys");
+                }
+            }
             self.tell_presence().await;
             if flushed.elapsed() >= self.settings.flush_every {
                 flushed = tokio::time::Instant::now();

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | Device | is made by enrolment only; may be renamed; not deleted while apps are on it |
 //! | App | its device and datastore exist; no port of the device is given twice |
-//! | Datastore | not deleted while apps take images from it |
+//! | Datastore | not deleted while apps take images from it; its password is not given back |
+//! | others | see [`super::rulebook`] |
 //!
 //! Checks and write are one transaction. A write names the version that it is based on (`metadata.resourceVersion` or `If-Match`) and
 //! is refused if there is a newer one; a write that names none replaces whatever is there.
@@ -28,6 +29,23 @@ pub struct Written<T> {
 
 /// Rules of one kind.
 pub trait Governed: Object {
+    /// Largest object of the kind as JSON, in bytes.
+    const LIMIT: usize = 1 << 20;
+
+    /// Takes over from what is there what an operator does not get to see, and so cannot send back.
+    fn inherit(&mut self, _before: &Self) {}
+
+    /// Writes, in the same transaction, what hangs on an object that was just written; it may change the status.
+    fn written(
+        _connection: &mut Connection,
+        _object: &mut Self,
+    ) -> impl Future<Output = Result<(), Fault>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Takes up a change once it is stored.
+    fn changed(_fleet: &Fleet, _object: &Self) {}
+
     /// Checks a write against the other objects, and gives what it hangs on. `before` is what is there under the written name.
     fn admit(
         connection: &mut Connection,
@@ -83,7 +101,7 @@ pub trait Governed: Object {
     }
 }
 
-fn id_of<T: Object>(object: &T) -> Result<T::Id, Fault> {
+pub(super) fn id_of<T: Object>(object: &T) -> Result<T::Id, Fault> {
     object.id().ok_or_else(|| {
         Fault::Internal(format!(
             "`{}` was stored without a uid",
@@ -139,6 +157,9 @@ impl Fleet {
         })?;
         let mut writer = self.store.write().await?;
         let before = objects::get::<T>(&mut writer, name).await?;
+        if let Some(before) = &before {
+            object.inherit(before);
+        }
         let version =
             match if_match.map(|text| text.trim().trim_start_matches("W/").trim_matches('"')) {
                 Some(version) => version.to_owned(),
@@ -208,11 +229,13 @@ impl Fleet {
                 }
             }
         }
+        T::written(&mut writer, &mut object).await?;
         concerned.extend(T::concerned(&mut writer, &object, links).await?);
         let object = T::shown(self, &mut writer, object).await?;
         writer.commit().await?;
         concerned.sort_unstable();
         concerned.dedup();
+        T::changed(self, &object);
         self.config_changed(concerned);
         self.tell(
             &object,
@@ -322,6 +345,15 @@ impl Governed for Device {
             objects::update(connection, &mut app, links).await?;
         }
         Ok(())
+    }
+
+    fn changed(fleet: &Fleet, object: &Self) {
+        if let Some(entry) = object.id().and_then(|id| fleet.registry.by_id(id)) {
+            let before = std::mem::replace(&mut entry.state().revoked, object.spec.revoked);
+            if object.spec.revoked && !before {
+                fleet.links.cut(entry.id);
+            }
+        }
     }
 
     fn gone(fleet: &Fleet, id: DeviceId) {
@@ -435,6 +467,15 @@ fn port_clashes(new: &App, other: &App) -> Vec<FieldError> {
 }
 
 impl Governed for Datastore {
+    fn inherit(&mut self, before: &Self) {
+        if let (Some(new), Some(old)) = (&mut self.spec.credentials, &before.spec.credentials)
+            && new.password.is_none()
+            && new.user == old.user
+        {
+            new.password.clone_from(&old.password);
+        }
+    }
+
     async fn admit(_: &mut Connection, _: &Self, _: Option<&Self>) -> Result<Links, Fault> {
         Ok(Links::default())
     }
@@ -462,7 +503,11 @@ impl Governed for Datastore {
         )))
     }
 
-    async fn shown(_: &Fleet, _: &mut Connection, object: Self) -> Result<Self, StoreError> {
+    async fn shown(_: &Fleet, _: &mut Connection, mut object: Self) -> Result<Self, StoreError> {
+        // Who may read objects need not know the password.
+        if let Some(credentials) = &mut object.spec.credentials {
+            credentials.password = None;
+        }
         Ok(object)
     }
 }

@@ -6,6 +6,7 @@
 //! | each datastore that its apps use | `DatastoreConfig` |
 //! | each image, once | `ContentTree` |
 //! | each app | `AppInstanceConfig`, and the `Volume` that it starts from |
+//! | logins of datastores, user data and environments of apps | `CipherBlock`, see [`super::secrets`]; an app whose secrets the device may not have is not to run |
 //! | every device | one local `NetworkInstanceConfig`, with the range of addresses that [`super::ranges`] chose |
 
 use std::collections::BTreeMap;
@@ -15,23 +16,25 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use operator_api::{App, AppType, Datastore, Device, DiskFormat, Isolation, Object, PortMap};
 use prost::Message as _;
-use protocol::eve::common::{IpRange, Ipspec, PhyIoType};
+use protocol::eve::common::{EncryptionBlock, IpRange, Ipspec, PhyIoType};
 use protocol::eve::config::{
-    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ContentTree,
+    Ace, AceAction, AceMatch, Adapter, AddressType, AppInstanceConfig, ConfigItem, ContentTree,
     DatastoreConfig, DsType, EdgeDevConfig, Format, NetworkAdapter, NetworkInstanceConfig,
     UuiDandVersion, VmConfig, VmMode, Volume, VolumeContentOrigin, VolumeContentOriginType,
     VolumeRef, ZNetworkInstType,
 };
 use protocol::ids::{AppId, ContentId, DatastoreId, NetworkInstanceId, VolumeId};
 use protocol::image::ImageReference;
+use protocol::items;
 use protocol::keys::sha256;
 use uuid::Uuid;
 
 use super::names;
 use super::ranges::Range;
+use super::secrets::Envelope;
 
 /// What a config is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     /// The device.
     pub device: &'a Device,
@@ -41,6 +44,10 @@ pub struct Inputs<'a> {
     pub datastores: &'a BTreeMap<String, Datastore>,
     /// Changes when the controller's certificates do.
     pub certificates_hash: &'a str,
+    /// Encrypts secrets to the device; none: it gets no secrets.
+    pub secrets: Option<&'a Envelope>,
+    /// Whether it keeps running what it runs if its boot is refused.
+    pub keep_running: bool,
 }
 
 /// The config.
@@ -56,6 +63,14 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             network,
             Range::named(&inputs.device.status.app_network),
         )],
+        config_items: if inputs.keep_running {
+            Vec::new()
+        } else {
+            vec![ConfigItem {
+                key: items::KEEP_RUNNING.to_owned(),
+                value: "false".to_owned(),
+            }]
+        },
         ..EdgeDevConfig::default()
     };
     let mut datastores = BTreeMap::new();
@@ -71,7 +86,7 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
         let volume = names::volume(app_id, content);
         datastores
             .entry(datastore_id)
-            .or_insert_with(|| datastore_config(datastore_id, datastore));
+            .or_insert_with(|| datastore_config(datastore_id, datastore, inputs.secrets));
         contents
             .entry(content)
             .or_insert_with(|| content_tree(content, datastore_id, app));
@@ -84,9 +99,19 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             display_name: app.metadata.name.clone(),
             ..Volume::default()
         });
-        config.apps.push(app_instance(app_id, volume, network, app));
+        config
+            .apps
+            .push(app_instance(app_id, volume, network, app, inputs.secrets));
     }
     config.datastores = datastores.into_values().collect();
+    let sealed = config.datastores.iter().any(|it| it.cipher_data.is_some())
+        || config.apps.iter().any(|it| it.cipher_data.is_some());
+    config.cipher_contexts = inputs
+        .secrets
+        .filter(|_| sealed)
+        .map(|secrets| secrets.context().clone())
+        .into_iter()
+        .collect();
     config.content_info = contents.into_values().collect();
     config
 }
@@ -136,8 +161,23 @@ fn network_instance(id: NetworkInstanceId, range: Range) -> NetworkInstanceConfi
     }
 }
 
-fn datastore_config(id: DatastoreId, datastore: &Datastore) -> DatastoreConfig {
+fn datastore_config(
+    id: DatastoreId,
+    datastore: &Datastore,
+    secrets: Option<&Envelope>,
+) -> DatastoreConfig {
+    let login = datastore.spec.credentials.as_ref().zip(secrets);
     DatastoreConfig {
+        cipher_data: login.map(|(credentials, secrets)| {
+            secrets.seal(
+                &format!("datastore/{id}"),
+                &EncryptionBlock {
+                    ds_api_key: credentials.user.clone(),
+                    ds_password: credentials.password.clone().unwrap_or_default(),
+                    ..EncryptionBlock::default()
+                },
+            )
+        }),
         id: id.to_string(),
         d_type: DsType::DsContainerRegistry.into(),
         fqdn: datastore.spec.url.trim_end_matches('/').to_owned(),
@@ -180,6 +220,7 @@ fn app_instance(
     volume: VolumeId,
     network: NetworkInstanceId,
     app: &App,
+    secrets: Option<&Envelope>,
 ) -> AppInstanceConfig {
     let spec = &app.spec;
     let memory = u32::try_from(spec.resources.memory_mib.saturating_mul(1024)).unwrap_or(u32::MAX);
@@ -192,6 +233,15 @@ fn app_instance(
             .map(|(name, value)| format!("{name}={value}\n"))
             .collect(),
     };
+    let cipher_data = secrets.filter(|_| !user_data.is_empty()).map(|secrets| {
+        secrets.seal(
+            &format!("app/{id}"),
+            &EncryptionBlock {
+                protected_user_data: STANDARD.encode(&user_data),
+                ..EncryptionBlock::default()
+            },
+        )
+    });
     AppInstanceConfig {
         uuidandversion: versioned(id, app.metadata.generation),
         displayname: app.metadata.name.clone(),
@@ -204,18 +254,15 @@ fn app_instance(
             virtualization_mode: if native { VmMode::Nohyper } else { VmMode::Hvm }.into(),
             ..VmConfig::default()
         }),
-        activate: true,
+        // Without what it is to know it would not be the app that was meant; its volumes stay.
+        activate: user_data.is_empty() || cipher_data.is_some(),
         interfaces: vec![NetworkAdapter {
             name: "eth0".to_owned(),
             network_id: network.to_string(),
             acls: access_rules(&spec.ports),
             ..NetworkAdapter::default()
         }],
-        user_data: if user_data.is_empty() {
-            String::new()
-        } else {
-            STANDARD.encode(user_data)
-        },
+        cipher_data,
         volume_ref_list: vec![VolumeRef {
             uuid: volume.to_string(),
             ..VolumeRef::default()
@@ -254,7 +301,8 @@ fn access_rules(ports: &[PortMap]) -> Vec<Ace> {
 #[cfg(test)]
 mod tests {
     use operator_api::{
-        AppSpec, DatastoreSpec, DatastoreType, DeviceSpec, ImageSource, Protocol, Resources,
+        AppSpec, Credentials, DatastoreSpec, DatastoreType, DeviceSpec, ImageSource, Protocol,
+        Resources,
     };
 
     use super::*;
@@ -271,6 +319,10 @@ mod tests {
                 kind: DatastoreType::Registry,
                 url: "docker://192.0.2.1:5000".into(),
                 ca_certificates: Some("-----BEGIN CERTIFICATE-----".into()),
+                credentials: Some(Credentials {
+                    user: "puller".into(),
+                    password: Some("hunter2-secret".into()),
+                }),
             },
         );
         datastore.metadata.uid = Some(Uuid::from_u128(2));
@@ -334,12 +386,78 @@ mod tests {
     }
 
     fn planned(objects: &Objects) -> EdgeDevConfig {
+        planned_with(objects, Some(&Envelope::fixed()))
+    }
+
+    fn planned_with(objects: &Objects, secrets: Option<&Envelope>) -> EdgeDevConfig {
         config(Inputs {
             device: &objects.0,
             apps: &objects.1,
             datastores: &objects.2,
             certificates_hash: "certs",
+            secrets,
+            keep_running: true,
         })
+    }
+
+    #[test]
+    fn no_secret_stands_in_a_config_in_clear() {
+        let secrets = [
+            "hunter2-secret",
+            "puller",
+            "#cloud-config",
+            "GREETING",
+            "GREETING=hello",
+        ];
+        for envelope in [Some(Envelope::fixed()), None] {
+            let bytes = planned_with(&objects(), envelope.as_ref()).encode_to_vec();
+            for secret in secrets {
+                for text in [secret.to_owned(), STANDARD.encode(secret)] {
+                    // Base64 of what stands further on begins at other places; its middle is the same.
+                    let middle = text.get(..text.len() - text.len() % 4).unwrap();
+                    let found = bytes
+                        .windows(middle.len())
+                        .any(|window| window == middle.as_bytes());
+                    assert!(!found, "{secret} as {text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_come_out_again_with_the_devices_key() {
+        let envelope = Envelope::fixed();
+        let config = planned_with(&objects(), Some(&envelope));
+        assert_eq!(config.cipher_contexts, [envelope.context().clone()]);
+        let login = envelope.open(config.datastores[0].cipher_data.as_ref().unwrap());
+        assert_eq!(
+            (login.ds_api_key.as_str(), login.ds_password.as_str()),
+            ("puller", "hunter2-secret")
+        );
+        let data = |app: &AppInstanceConfig| {
+            let block = envelope.open(app.cipher_data.as_ref()?);
+            String::from_utf8(STANDARD.decode(block.protected_user_data).unwrap()).ok()
+        };
+        let all: Vec<_> = config.apps.iter().map(data).collect();
+        assert_eq!(
+            all,
+            [
+                None,
+                Some("#cloud-config\n".to_owned()),
+                Some("A=b=c\nGREETING=hello\n".to_owned())
+            ]
+        );
+        assert!(config.apps.iter().all(|app| app.activate));
+    }
+
+    #[test]
+    fn who_may_not_have_secrets_gets_none_and_does_not_run_what_needs_them() {
+        let config = planned_with(&objects(), None);
+        assert!(config.cipher_contexts.is_empty());
+        assert_eq!(config.datastores[0].cipher_data, None);
+        let active: Vec<_> = config.apps.iter().map(|app| app.activate).collect();
+        assert_eq!(active, [true, false, false]);
+        assert_eq!(config.volumes.len(), 3, "their volumes stay");
     }
 
     /// The golden file shows every byte that goes to a device. If a change of it is meant, write it anew with
@@ -358,13 +476,18 @@ mod tests {
     fn the_same_objects_give_the_same_hash_and_any_change_another() {
         let first = hash(&planned(&objects()));
         assert_eq!(first, hash(&planned(&objects())));
-        let changes: [fn(&mut Objects); 6] = [
+        let changes: [fn(&mut Objects); 8] = [
             |objects| objects.0.status.app_network = "172.27.11.0/24".into(),
             |objects| objects.0.metadata.name = "box-2".into(),
             |objects| objects.1[2].spec.ports[0].app = 81,
             |objects| objects.1[1].spec.image.format = None,
             |objects| objects.2.get_mut("demo").unwrap().spec.url = "docker://x".into(),
             |objects| drop(objects.1.pop()),
+            |objects| objects.1[1].spec.user_data = Some("#other".into()),
+            |objects| {
+                let datastore = objects.2.get_mut("demo").unwrap();
+                datastore.spec.credentials.as_mut().unwrap().password = Some("x".into());
+            },
         ];
         for (number, change) in changes.into_iter().enumerate() {
             let mut objects = objects();

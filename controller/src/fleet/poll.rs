@@ -4,14 +4,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use operator_api::{App, Datastore, Device};
+use jiff::Timestamp;
+use operator_api::{App, AttestationConclusion, Datastore, Device, VerdictOutcome};
 use protocol::envelope;
 use protocol::eve::config::{ConfigRequest, ConfigResponse, EdgeDevConfig};
 use protocol::eve::uuid::{UuidRequest, UuidResponse};
 
 use super::registry::Entry;
-use super::{Fleet, Opened, Refused, attest, plan};
-use crate::store::{Connection, StoreError, objects};
+use super::secrets::{self, Envelope};
+use super::{Fleet, Opened, Refused, attest, plan, policy};
+use crate::store::{Connection, StoreError, identities, objects};
+
+/// Longest text for a device's screen, in characters.
+const MAX_WORDS: usize = 400;
 
 /// Answer to a device that asks for its config.
 #[derive(Debug)]
@@ -42,8 +47,8 @@ impl Fleet {
     pub async fn config(&self, opened: Opened) -> Result<Answer, Refused> {
         let request: ConfigRequest = envelope::decode(&opened.payload, "ConfigRequest")?;
         let device = &opened.device;
-        if !attest::token_fits(device, &request.integrity_token) {
-            return Err(Refused::Token);
+        if !attest::token_fits(device, &request.integrity_token, Timestamp::now()) {
+            return Err(self.why_not(device).await?);
         }
         let wanted = {
             let mut state = device.state();
@@ -67,16 +72,46 @@ impl Fleet {
         Ok(Answer::Config(self.pki.seal(&response)?))
     }
 
+    /// Why a device without a good token gets no config. One whose boot was refused is told which checks failed, to be shown on its screen.
+    async fn why_not(&self, device: &Entry) -> Result<Refused, Refused> {
+        let (_, attestation) =
+            identities::secrecy(&mut *self.store.read().await?, device.id).await?;
+        if attestation.conclusion != AttestationConclusion::Refused {
+            return Ok(Refused::Token);
+        }
+        let failed: Vec<String> = attestation
+            .verdicts
+            .iter()
+            .filter(|verdict| verdict.outcome == VerdictOutcome::Failed)
+            .map(|verdict| format!("{}: {}", verdict.check, verdict.detail))
+            .collect();
+        let words = failed.join("; ");
+        Ok(Refused::Boot(words.chars().take(MAX_WORDS).collect()))
+    }
+
     async fn plan_config(&self, device: &Entry) -> Result<(EdgeDevConfig, Arc<str>), Refused> {
         let epoch = device.state().epoch;
-        let (object, apps, datastores) = inputs(&mut *self.store.read().await?, device)
+        let mut reader = self.store.read().await?;
+        let (object, apps, datastores) = inputs(&mut reader, device)
             .await?
             .ok_or_else(|| Refused::UnknownDevice(device.certificate.hash().to_string()))?;
+        let trust = self.trust().await?;
+        let facts = identities::ground(&mut reader, device.id).await?.facts;
+        let facts = facts.unwrap_or_default();
+        let (manufacturer, product) = policy::model(&facts, &object);
+        let keep_running = trust
+            .rulings
+            .of(manufacturer, product)
+            .is_none_or(|ruling| ruling.policy.keep_running);
+        let envelope = self.envelope(&mut reader, device).await?;
+        drop(reader);
         let config = plan::config(plan::Inputs {
             device: &object,
             apps: &apps,
             datastores: &datastores,
             certificates_hash: self.pki.certificates_hash(),
+            secrets: envelope.as_ref(),
+            keep_running,
         });
         let hash: Arc<str> = plan::hash(&config).into();
         let mut state = device.state();
@@ -84,6 +119,25 @@ impl Fleet {
             state.wanted = Some(hash.clone());
         }
         Ok((config, hash))
+    }
+}
+
+impl Fleet {
+    /// What encrypts secrets to a device, if it may have any.
+    async fn envelope(
+        &self,
+        connection: &mut Connection,
+        device: &Entry,
+    ) -> Result<Option<Envelope>, StoreError> {
+        let (certificate, attestation) = identities::secrecy(connection, device.id).await?;
+        let Some(certificate) = certificate.filter(|_| secrets::may_have(&attestation)) else {
+            return Ok(None);
+        };
+        let (own, name) = self.pki.agreement();
+        // The certificate was looked at when the device showed it.
+        Ok(Envelope::new(own, &name, device.id, &certificate)
+            .inspect_err(|error| tracing::error!(device = %device.id, %error, "encrypting secrets"))
+            .ok())
     }
 }
 

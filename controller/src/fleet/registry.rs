@@ -18,6 +18,7 @@ use protocol::ids::DeviceId;
 use protocol::keys::{CertHash, KeyError};
 
 use super::figures::Figures;
+use crate::store::identities::Token;
 
 /// Devices by certificate and by id.
 #[derive(Default)]
@@ -36,6 +37,8 @@ pub struct Entry {
     pub id: DeviceId,
     /// What its messages are checked with.
     pub certificate: Certificate,
+    /// When that ends, in milliseconds.
+    certificate_ends: Option<i64>,
     /// When it was last heard from, in milliseconds; 0 if never.
     last_seen: AtomicI64,
     /// Whether `last_seen` or the figures are newer than the store's.
@@ -47,7 +50,9 @@ pub struct Entry {
 #[derive(Default)]
 pub struct State {
     /// Integrity token of its present boot.
-    pub token: Option<Vec<u8>>,
+    pub token: Option<Token>,
+    /// Whether an operator has turned it away.
+    pub revoked: bool,
     /// Hash of the config that it should have, if known.
     pub wanted: Option<Arc<str>>,
     /// Counts changes of what the config is made from.
@@ -76,12 +81,13 @@ impl Entry {
     pub fn new(
         id: DeviceId,
         certificate_der: &[u8],
-        token: Option<Vec<u8>>,
+        token: Option<Token>,
         last_seen: i64,
     ) -> Result<Self, KeyError> {
         Ok(Self {
             id,
             certificate: Certificate::of_device_der(certificate_der)?,
+            certificate_ends: None,
             last_seen: AtomicI64::new(last_seen),
             dirty: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -89,6 +95,20 @@ impl Entry {
                 ..State::default()
             }),
         })
+    }
+
+    /// The same with a certificate that ends, in milliseconds.
+    #[must_use]
+    pub fn until(self, ends: impl Into<Option<i64>>) -> Self {
+        Self {
+            certificate_ends: ends.into(),
+            ..self
+        }
+    }
+
+    /// Whether its certificate has ended, at a time in milliseconds.
+    pub fn has_ended(&self, now: i64) -> bool {
+        self.certificate_ends.is_some_and(|ends| ends < now)
     }
 
     /// What changes about it. Held for moments only, never across an await.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use operator_api::{
-    App, AppPhase, Attestation, AttestationConclusion, AttestationLevel, ConditionStatus, Device,
-    DevicePhase, Object, VerdictOutcome, WatchEventType,
+    Alarm, App, AppPhase, Attestation, AttestationConclusion, AttestationLevel, ConditionStatus,
+    Device, DevicePhase, Object, VerdictOutcome, WatchEventType,
 };
 use protocol::ids::{AppId, DeviceId};
 
@@ -17,7 +17,7 @@ use super::objects::Governed;
 use super::registry::Entry;
 use super::status::{app_conditions, condition};
 use super::{Fault, Fleet};
-use crate::store::{Connection, StoreError, identities, objects};
+use crate::store::{Connection, StoreError, identities, objects, waiting};
 
 fn time(milliseconds: i64) -> Option<Timestamp> {
     Timestamp::from_millisecond(milliseconds)
@@ -43,7 +43,11 @@ impl Fleet {
         let Some(stored) = identities::shown(connection, id).await? else {
             return Ok(device);
         };
-        Ok(self.present(device, id, stored))
+        let alarms = match &stored.machine {
+            Some(own) => waiting::alarms(connection, id, own).await?,
+            None => Vec::new(),
+        };
+        Ok(self.present(device, id, stored, alarms))
     }
 
     /// Devices as operators see them.
@@ -56,20 +60,62 @@ impl Fleet {
             .await?
             .into_iter()
             .collect();
-        let present =
-            |device: Device| match device.id().and_then(|id| Some((id, stored.remove(&id)?))) {
-                Some((id, stored)) => self.present(device, id, stored),
-                None => device,
-            };
-        Ok(devices.into_iter().map(present).collect())
+        let mut present = Vec::with_capacity(devices.len());
+        for device in devices {
+            present.push(
+                match device.id().and_then(|id| Some((id, stored.remove(&id)?))) {
+                    Some((id, stored)) => {
+                        let alarms = match &stored.machine {
+                            Some(own) => waiting::alarms(connection, id, own).await?,
+                            None => Vec::new(),
+                        };
+                        self.present(device, id, stored, alarms)
+                    }
+                    None => device,
+                },
+            );
+        }
+        Ok(present)
     }
 
     /// Puts together what is stored of a device and what memory knows.
-    fn present(&self, mut device: Device, id: DeviceId, stored: identities::Shown) -> Device {
+    fn present(
+        &self,
+        mut device: Device,
+        id: DeviceId,
+        stored: identities::Shown,
+        alarms: Vec<Alarm>,
+    ) -> Device {
         let entry = self.registry.by_id(id);
         let now = Timestamp::now();
         let status = &mut device.status;
         status.attestation = stored.attestation;
+        if let Some(machine) = &stored.machine {
+            status.machine_id = machine.to_string();
+            status.machine_words = machine.words();
+            let (unique, words) = match alarms.first() {
+                None => (true, ("NoOther", String::new())),
+                Some(alarm) => (
+                    false,
+                    (
+                        "SecondMachine",
+                        format!(
+                            "{}; its key is {}, this device's {}",
+                            alarm.message, alarm.other, alarm.own
+                        ),
+                    ),
+                ),
+            };
+            let since = alarms.first().map_or(now, |alarm| alarm.time);
+            condition(
+                &mut status.conditions,
+                "Unique",
+                unique.into(),
+                (words.0, &words.1),
+                since,
+            );
+        }
+        status.alarms = alarms;
         let mut last_seen = stored.last_seen.unwrap_or(0);
         let mut presence_since = None;
         let mut figures = None;
@@ -91,7 +137,11 @@ impl Fleet {
         status.memory = figures
             .or_else(|| parse(stored.figures.as_deref()))
             .and_then(|figures| figures.memory);
-        status.phase = phase(&status.attestation, stored.owes_quote, status.online);
+        status.phase = if device.spec.revoked {
+            DevicePhase::Revoked
+        } else {
+            phase(&status.attestation, stored.owes_quote, status.online)
+        };
         let presence = if status.online {
             ("HeardFrom", "")
         } else {
@@ -350,6 +400,7 @@ mod tests {
                 outcome,
                 detail: "the reason".to_owned(),
             }],
+            differences: Vec::new(),
         };
         use AttestationConclusion::{Refused, Trusted, Unproven};
         use AttestationLevel::{Bronze, None};

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use protocol::cipher::Point;
+use protocol::ids::DeviceId;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -16,7 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{PkiError, files};
+use super::{DeviceCertificate, PkiError, files};
 
 /// How long before its making a certificate is valid, in days.
 const BACKDATED_DAYS: i64 = 2;
@@ -26,6 +28,8 @@ const ROOT_DAYS: i64 = 20 * 365;
 const LEAF_DAYS: i64 = 5 * 365;
 /// Life of the TLS leaf, in days (browsers and some TLS stacks refuse server certificates that live longer than 825 days).
 const TLS_DAYS: i64 = 2 * 365;
+/// Life of a device's certificate, in days: a device that was not heard from for longer enrols anew.
+const DEVICE_DAYS: i64 = 90;
 
 /// A certificate and its key, both PEM without white space at the ends.
 pub(super) struct Pair {
@@ -142,19 +146,62 @@ pub(super) fn leaf(
             Err(_) => SanType::DnsName(host.as_str().try_into().map_err(issue_error)?),
         });
     }
+    let issuer = issuer(directory, root)?;
+    let key = generate(name)?;
+    let certificate = params.signed_by(&key, &issuer).map_err(issue_error)?;
+    save(directory, name, &certificate.pem(), &key.serialize_pem())
+}
+
+/// What signs with the root's key.
+pub(super) type DeviceIssuer = Issuer<'static, KeyPair>;
+
+pub(super) fn issuer(directory: &Path, root: &Pair) -> Result<DeviceIssuer, PkiError> {
     let root_key = KeyPair::from_pem(&root.key_pem).map_err(|error| PkiError::Damaged {
         path: directory.join("root.key.pem"),
         reason: error.to_string(),
     })?;
-    let issuer = Issuer::from_ca_cert_pem(&root.certificate_pem, root_key).map_err(|error| {
-        PkiError::Damaged {
-            path: directory.join("root.pem"),
-            reason: error.to_string(),
-        }
-    })?;
-    let key = generate(name)?;
-    let certificate = params.signed_by(&key, &issuer).map_err(issue_error)?;
-    save(directory, name, &certificate.pem(), &key.serialize_pem())
+    Issuer::from_ca_cert_pem(&root.certificate_pem, root_key).map_err(|error| PkiError::Damaged {
+        path: directory.join("root.pem"),
+        reason: error.to_string(),
+    })
+}
+
+/// A device's key as the certificate library wants to see a key.
+struct DeviceKey([u8; 65]);
+
+impl rcgen::PublicKeyData for DeviceKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+pub(super) fn device(
+    issuer: &DeviceIssuer,
+    device: DeviceId,
+    key: &Point,
+    now: Timestamp,
+) -> Result<DeviceCertificate, PkiError> {
+    let mut params = params(&device.to_string(), now, DEVICE_DAYS);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Skerry");
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let ends = params.not_after.unix_timestamp() * 1000;
+    let certificate = params
+        .signed_by(&DeviceKey(key.to_sec1()), issuer)
+        .map_err(|source| PkiError::Issue {
+            what: "device",
+            source,
+        })?;
+    Ok(DeviceCertificate {
+        der: certificate.der().to_vec(),
+        ends,
+    })
 }
 
 /// The TLS server's configuration; errors in words.
@@ -174,7 +221,7 @@ pub(super) fn tls_config(pair: &Pair) -> Result<Arc<rustls::ServerConfig>, Strin
     Ok(Arc::new(config))
 }
 
-fn generate(what: &'static str) -> Result<KeyPair, PkiError> {
+pub(super) fn generate(what: &'static str) -> Result<KeyPair, PkiError> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
         .map_err(|source| PkiError::Issue { what, source })
 }

@@ -6,6 +6,9 @@
 //!  |- ecdh (5 years)     the other half of the secrets given to a device
 //!  '- tls (2 years)      the server's name on the network
 //! onboard (20 years, self-signed)  EVE's onboarding certificate, the same on every image
+//! root
+//!  '- devices (90 days)  the device keys of machines that enrolled by themselves
+//! owner                 see [`owner`]
 //! ```
 //!
 //! All keys are P-256: EVE's device code pins TLS 1.2 suites with ECDSA, and its cipher blocks know only this curve.
@@ -15,6 +18,7 @@
 
 mod files;
 mod issue;
+pub mod owner;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,13 +28,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use prost::Message;
 use protocol::certs;
+use protocol::cipher::{Point, SoftwareAgreement};
 use protocol::envelope;
 use protocol::eve::certs::ZControllerCert;
+use protocol::ids::DeviceId;
 use protocol::keys::{CertHash, SoftwareSigner, sha256};
 use thiserror::Error;
 
 pub use files::write_secret;
-use issue::{Leaf, Pair};
+use issue::{DeviceIssuer, Leaf, Pair};
+use owner::Owner;
 
 /// Why keys and certificates could not be made or read.
 #[derive(Debug, Error)]
@@ -61,6 +68,9 @@ pub enum PkiError {
         "making the TLS certificate: no name given; start with --name HOST[:PORT], as devices will call this controller"
     )]
     NoName,
+    /// The owner's keys.
+    #[error("the owner's keys: {0}")]
+    Owner(String),
 }
 
 /// Everything the controller proves itself with.
@@ -73,6 +83,18 @@ pub struct Pki {
     signer: SoftwareSigner,
     sender: CertHash,
     config_hash: String,
+    issuer: DeviceIssuer,
+    agreement: SoftwareAgreement,
+    owner: Owner,
+}
+
+/// A device's certificate at this controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceCertificate {
+    /// DER.
+    pub der: Vec<u8>,
+    /// When it ends, in milliseconds since 1970.
+    pub ends: i64,
 }
 
 impl Pki {
@@ -95,6 +117,14 @@ impl Pki {
                 reason: error.to_string(),
             }
         })?;
+        let agreement = SoftwareAgreement::from_pkcs8_pem(&ecdh.key_pem).map_err(|error| {
+            PkiError::Damaged {
+                path: directory.join("ecdh.key.pem"),
+                reason: error.to_string(),
+            }
+        })?;
+        let issuer = issue::issuer(directory, &root)?;
+        let owner = Owner::open(&directory.join("owner"), now)?;
         let sender = CertHash::of_pem_text(signing.certificate_pem.as_bytes());
         let mut both = signing.certificate_pem.clone().into_bytes();
         both.extend_from_slice(ecdh.certificate_pem.as_bytes());
@@ -108,6 +138,9 @@ impl Pki {
             signer,
             sender,
             config_hash,
+            issuer,
+            agreement,
+            owner,
         })
     }
 
@@ -138,6 +171,30 @@ impl Pki {
             &[&self.ecdh.certificate_pem],
             &[],
         )
+    }
+
+    /// The owner's keys.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The key for what is encrypted to devices, and its certificate's name in cipher contexts.
+    pub fn agreement(&self) -> (&SoftwareAgreement, CertHash) {
+        let name = CertHash::of_pem_text(self.ecdh.certificate_pem.as_bytes());
+        (&self.agreement, name.short())
+    }
+
+    /// Certifies the key of a device.
+    ///
+    /// # Errors
+    /// [`PkiError::Issue`].
+    pub fn certify_device(
+        &self,
+        device: DeviceId,
+        key: &Point,
+        now: Timestamp,
+    ) -> Result<DeviceCertificate, PkiError> {
+        issue::device(&self.issuer, device, key, now)
     }
 
     /// Signs a message to a device.
@@ -234,6 +291,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_devices_other_certificates_hang_on_the_one_that_it_is_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let pki = Pki::open(directory.path(), &hosts(&["localhost"]), now).unwrap();
+        let identity = onboarding::keys::Identity::open_or_create(keys.path(), None).unwrap();
+        let point = Point::from_certificate_der(identity.device_certificate().der()).unwrap();
+        let made = pki.certify_device(DeviceId::random(), &point, now).unwrap();
+        protocol::certs::check_signed_by(identity.ecdh_certificate().der(), &made.der).unwrap();
+        let root = protocol::keys::pem_to_der(pki.root_pem().as_bytes()).unwrap();
+        protocol::certs::check_signed_by(&made.der, &root).unwrap();
+        let days = (made.ends - now.as_millisecond()) / 86_400_000;
+        assert!((89..=90).contains(&days), "{days}");
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Who devices are: certificates, attestation, escrowed keys, and what they told last.
 
 use jiff::Timestamp;
-use operator_api::Attestation;
+use onboarding::enrol::MachineId;
+use operator_api::{Attestation, AttestationLevel, MachineFacts};
+use protocol::cipher::Point;
 use protocol::ids::DeviceId;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, Statement, StoreError, Tried as _, Use as _, damaged, parse_id};
+use super::{
+    Connection, Statement, StoreError, Tried as _, Use as _, damaged, machine_id, parse_id,
+};
 
 const ACTION: &str = "reading a device's identity";
 
@@ -23,6 +27,66 @@ pub struct Identity {
     pub serial: String,
     /// Serial number given by software; may be empty.
     pub soft_serial: String,
+}
+
+/// What a machine proved when it enrolled by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The device.
+    pub device: DeviceId,
+    /// The machine.
+    pub machine: MachineId,
+    /// Its certificate at this controller, DER.
+    pub certificate: Vec<u8>,
+    /// When that ends, in milliseconds.
+    pub certificate_ends: i64,
+    /// How strong the proof is.
+    pub level: AttestationLevel,
+    /// What the machine says of itself.
+    pub facts: MachineFacts,
+    /// The key that signs its quotes.
+    pub attestation_point: Option<Point>,
+    /// The key that opens its secrets.
+    pub agreement_point: Point,
+    /// The TPM's counters.
+    pub counters: Option<Counters>,
+}
+
+/// A TPM's counters; neither goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// How often it was reset.
+    pub resets: u32,
+    /// How long it has been powered, in milliseconds.
+    pub clock: u64,
+}
+
+/// What is known of a machine that enrolled before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// The device.
+    pub device: DeviceId,
+    /// The serial number that it said.
+    pub serial: String,
+    /// The TPM's counters at the last boot that was seen.
+    pub counters: Option<Counters>,
+}
+
+/// What a device's next attestation is measured by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ground {
+    /// The machine; nothing for devices that registered with the image's onboarding key.
+    pub machine: Option<MachineId>,
+    /// How strong its proof was at enrolment.
+    pub level: Option<AttestationLevel>,
+    /// What the machine says of itself.
+    pub facts: Option<MachineFacts>,
+    /// The key that signs its quotes, uncompressed, as it was proven at enrolment.
+    pub attestation_point: Option<Vec<u8>>,
+    /// The key that opens its secrets, likewise.
+    pub agreement_point: Option<Vec<u8>>,
+    /// The TPM's counters at the last boot that was seen.
+    pub counters: Option<Counters>,
 }
 
 /// Certificates that a device showed for its attestation.
@@ -44,9 +108,26 @@ pub struct Known {
     /// Its certificate, DER.
     pub certificate: Vec<u8>,
     /// Integrity token of its present boot.
-    pub token: Option<Vec<u8>>,
+    pub token: Option<Token>,
+    /// When its certificate ends, in milliseconds; never for devices that registered with the image's onboarding key.
+    pub certificate_ends: Option<i64>,
     /// When it was last heard from, in milliseconds.
     pub last_seen: Option<i64>,
+}
+
+/// An integrity token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The secret.
+    pub bytes: Vec<u8>,
+    /// Until when it is good, in milliseconds.
+    pub ends: i64,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Token(until {})", self.ends)
+    }
 }
 
 /// What the operator API shows of a device's identity.
@@ -60,6 +141,8 @@ pub struct Shown {
     pub figures: Option<String>,
     /// When it was last heard from, in milliseconds.
     pub last_seen: Option<i64>,
+    /// The machine, if it enrolled by itself.
+    pub machine: Option<MachineId>,
 }
 
 /// A statement about one device, whose id is its first value.
@@ -119,7 +202,7 @@ fn device(row: &SqliteRow) -> Result<DeviceId, StoreError> {
 
 /// All devices, for the registry.
 pub async fn all(connection: &mut Connection) -> Result<Vec<Known>, StoreError> {
-    let rows = sqlx::query("SELECT device, certificate, token, last_seen FROM identities")
+    let rows = sqlx::query("SELECT device, certificate, certificate_ends, token, token_ends, last_seen FROM identities")
         .all(connection, "reading all identities")
         .await?;
     rows.iter().map(known).collect()
@@ -129,7 +212,19 @@ fn known(row: &SqliteRow) -> Result<Known, StoreError> {
     Ok(Known {
         device: device(row)?,
         certificate: row.try_get("certificate").tried(ACTION)?,
-        token: row.try_get("token").tried(ACTION)?,
+        token: row
+            .try_get::<Option<Vec<u8>>, _>("token")
+            .tried(ACTION)?
+            .map(|bytes| {
+                // A token from before tokens ended is taken for one that has.
+                let ends: Option<i64> = row.try_get("token_ends").tried(ACTION)?;
+                Ok(Token {
+                    bytes,
+                    ends: ends.unwrap_or(0),
+                })
+            })
+            .transpose()?,
+        certificate_ends: row.try_get("certificate_ends").tried(ACTION)?,
         last_seen: row.try_get("last_seen").tried(ACTION)?,
     })
 }
@@ -139,7 +234,7 @@ pub async fn shown(
     connection: &mut Connection,
     device: DeviceId,
 ) -> Result<Option<Shown>, StoreError> {
-    let row = of(device, "SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities WHERE device = $1")
+    let row = of(device, "SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen, machine FROM identities WHERE device = $1")
         .find(connection, ACTION)
         .await?;
     Ok(row
@@ -151,7 +246,7 @@ pub async fn shown(
 
 /// What the operator API shows of all devices.
 pub async fn all_shown(connection: &mut Connection) -> Result<Vec<(DeviceId, Shown)>, StoreError> {
-    let rows = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen FROM identities")
+    let rows = sqlx::query("SELECT device, attestation, nonce IS NOT NULL AS owes_quote, figures, last_seen, machine FROM identities")
         .all(connection, ACTION)
         .await?;
     rows.iter().map(shown_row).collect()
@@ -166,8 +261,171 @@ fn shown_row(row: &SqliteRow) -> Result<(DeviceId, Shown), StoreError> {
         owes_quote: row.try_get::<i64, _>("owes_quote").tried(ACTION)? != 0,
         figures: row.try_get("figures").tried(ACTION)?,
         last_seen: row.try_get("last_seen").tried(ACTION)?,
+        machine: machine(row)?,
     };
     Ok((device, shown))
+}
+
+/// The machine of a row.
+fn machine(row: &SqliteRow) -> Result<Option<MachineId>, StoreError> {
+    row.try_get::<Option<Vec<u8>>, _>("machine")
+        .tried(ACTION)?
+        .map(|bytes| machine_id(ACTION, &bytes))
+        .transpose()
+}
+
+fn counters(row: &SqliteRow) -> Result<Option<Counters>, StoreError> {
+    let number = |column: &str| row.try_get::<Option<i64>, _>(column).tried(ACTION);
+    Ok(match (number("reset_count")?, number("clock")?) {
+        (Some(resets), Some(clock)) => Some(Counters {
+            resets: u32::try_from(resets).unwrap_or(u32::MAX),
+            clock: clock.unsigned_abs(),
+        }),
+        _ => None,
+    })
+}
+
+/// A number of a TPM as a database takes it.
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The device that a machine is.
+pub async fn by_machine(
+    connection: &mut Connection,
+    machine: &MachineId,
+) -> Result<Option<Enrolled>, StoreError> {
+    let row =
+        sqlx::query("SELECT device, serial, reset_count, clock FROM identities WHERE machine = $1")
+            .bind(machine.bytes().as_slice())
+            .find(connection, ACTION)
+            .await?;
+    row.map(|row| {
+        Ok(Enrolled {
+            device: device(&row)?,
+            serial: row.try_get("serial").tried(ACTION)?,
+            counters: counters(&row)?,
+        })
+    })
+    .transpose()
+}
+
+/// Devices of other machines that said this serial number.
+pub async fn others_with_serial(
+    connection: &mut Connection,
+    serial: &str,
+    own: &MachineId,
+) -> Result<Vec<(DeviceId, MachineId)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT device, machine FROM identities WHERE serial = $1 AND machine IS NOT NULL AND machine <> $2 LIMIT 16",
+    )
+    .bind(serial)
+    .bind(own.bytes().as_slice())
+    .all(connection, ACTION)
+    .await?;
+    let mut others = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(machine) = machine(row)? {
+            others.push((device(row)?, machine));
+        }
+    }
+    Ok(others)
+}
+
+/// Writes the identity of a machine that enrolled by itself, for the first time or again. Certificates that it showed before, its nonce
+/// and its token are gone: they were of the keys before.
+pub async fn put_proof(connection: &mut Connection, proof: &Proof) -> Result<(), StoreError> {
+    let what = proof.device.to_string();
+    let facts = serde_json::to_string(&proof.facts)
+        .map_err(|error| damaged("writing an identity", &what, error))?;
+    of(
+        proof.device,
+        "INSERT INTO identities (device, certificate, certificate_hash, onboarding_hash, serial, soft_serial, attestation, machine, \
+         enrolled_level, facts, certificate_ends, attestation_point, agreement_point, reset_count, clock) \
+         VALUES ($1, $2, $3, $4, $5, '', '{}', $6, $7, $8, $9, $10, $11, $12, $13) \
+         ON CONFLICT (device) DO UPDATE SET certificate = excluded.certificate, certificate_hash = excluded.certificate_hash, \
+         serial = excluded.serial, machine = excluded.machine, enrolled_level = excluded.enrolled_level, facts = excluded.facts, \
+         certificate_ends = excluded.certificate_ends, attestation_point = excluded.attestation_point, \
+         agreement_point = excluded.agreement_point, reset_count = excluded.reset_count, clock = excluded.clock, \
+         attestation_certificate = NULL, endorsement_certificate = NULL, ecdh_certificate = NULL, nonce = NULL, nonce_given = NULL, \
+         token = NULL, token_ends = NULL",
+    )
+    .bind(&proof.certificate)
+    .bind(protocol::keys::sha256(&proof.certificate).as_slice().to_vec())
+    .bind(Vec::<u8>::new())
+    .bind(&proof.facts.serial)
+    .bind(proof.machine.bytes().as_slice())
+    .bind(proof.level.to_string())
+    .bind(facts)
+    .bind(proof.certificate_ends)
+    .bind(proof.attestation_point.map(|point| point.to_sec1().to_vec()))
+    .bind(proof.agreement_point.to_sec1().to_vec())
+    .bind(proof.counters.map(|counters| i64::from(counters.resets)))
+    .bind(proof.counters.map(|counters| number(counters.clock)))
+    .write(connection, "writing an identity")
+    .await
+    .map(drop)
+}
+
+/// What the device's next attestation is measured by.
+pub async fn ground(connection: &mut Connection, device: DeviceId) -> Result<Ground, StoreError> {
+    let row = of(
+        device,
+        "SELECT machine, enrolled_level, facts, attestation_point, agreement_point, reset_count, clock FROM identities WHERE device = $1",
+    )
+    .get(connection, ACTION)
+    .await?;
+    let text = |column: &str| row.try_get::<Option<String>, _>(column).tried(ACTION);
+    let fail = |error| damaged(ACTION, device.to_string(), error);
+    Ok(Ground {
+        machine: machine(&row)?,
+        level: text("enrolled_level")?
+            .map(|text| serde_json::from_value(text.into()))
+            .transpose()
+            .map_err(fail)?,
+        facts: text("facts")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(fail)?,
+        attestation_point: row.try_get("attestation_point").tried(ACTION)?,
+        agreement_point: row.try_get("agreement_point").tried(ACTION)?,
+        counters: counters(&row)?,
+    })
+}
+
+/// Writes the TPM's counters.
+pub async fn set_counters(
+    connection: &mut Connection,
+    device: DeviceId,
+    counters: Counters,
+) -> Result<(), StoreError> {
+    of(
+        device,
+        "UPDATE identities SET reset_count = $2, clock = $3 WHERE device = $1",
+    )
+    .bind(i64::from(counters.resets))
+    .bind(number(counters.clock))
+    .write(connection, "writing a TPM's counters")
+    .await
+    .map(drop)
+}
+
+/// The key exchange certificate that a device showed, PEM as it came, and the verdicts over its last boot.
+pub async fn secrecy(
+    connection: &mut Connection,
+    device: DeviceId,
+) -> Result<(Option<Vec<u8>>, Attestation), StoreError> {
+    let row = of(
+        device,
+        "SELECT ecdh_certificate, attestation FROM identities WHERE device = $1",
+    )
+    .get(connection, ACTION)
+    .await?;
+    let text: &str = row.try_get("attestation").tried(ACTION)?;
+    Ok((
+        row.try_get("ecdh_certificate").tried(ACTION)?,
+        serde_json::from_str(text).map_err(|error| damaged(ACTION, device.to_string(), error))?,
+    ))
 }
 
 /// The certificate that the device registered with, DER.
@@ -270,19 +528,28 @@ pub async fn set_attestation(
     connection: &mut Connection,
     device: DeviceId,
     attestation: &Attestation,
-    token: Option<&[u8]>,
+    token: Option<&Token>,
 ) -> Result<(), StoreError> {
     let text = serde_json::to_string(attestation)
         .map_err(|error| damaged("writing verdicts", device.to_string(), error))?;
     of(
         device,
-        "UPDATE identities SET attestation = $2, token = $3 WHERE device = $1",
+        "UPDATE identities SET attestation = $2, token = $3, token_ends = $4 WHERE device = $1",
     )
     .bind(text)
-    .bind(token)
+    .bind(token.map(|token| token.bytes.as_slice()))
+    .bind(token.map(|token| token.ends))
     .write(connection, "writing verdicts")
     .await
     .map(drop)
+}
+
+/// Ends the tokens of all devices: they attest anew.
+pub async fn end_tokens(connection: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query("UPDATE identities SET token = NULL, token_ends = NULL WHERE token IS NOT NULL")
+        .write(connection, "ending tokens")
+        .await
+        .map(drop)
 }
 
 /// The keys that the device left here, as they came.

@@ -7,18 +7,25 @@
 //! The modules hold functions over a connection; [`Store::read`] gives one to read with, [`Store::write`] a transaction. Statements
 //! keep to what PostgreSQL takes too (`$1`, `ON CONFLICT`, `RETURNING`), and [`Connection`] is the only type that says SQLite.
 
+pub mod boots;
+pub mod enrolments;
 pub mod identities;
 pub mod logs;
+pub mod manifests;
 pub mod objects;
 pub mod reports;
 pub mod users;
+pub mod waiting;
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use onboarding::enrol::MachineId;
 use protocol::ids::IdError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
@@ -347,6 +354,33 @@ pub(crate) async fn next(
 fn parse_id<I: FromStr<Err = IdError>>(action: &'static str, text: &str) -> Result<I, StoreError> {
     text.parse()
         .map_err(|error| damaged(action, format!("object {text}"), error))
+}
+
+/// Reads a machine's id from its column.
+fn machine_id(action: &'static str, bytes: &[u8]) -> Result<MachineId, StoreError> {
+    <[u8; 32]>::try_from(bytes)
+        .map(MachineId::from_bytes)
+        .map_err(|_| {
+            damaged(
+                action,
+                "a machine",
+                format!("its id has {} bytes", bytes.len()),
+            )
+        })
+}
+
+/// Writes JSON into a column.
+fn json(action: &'static str, what: &str, value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| damaged(action, what, error))
+}
+
+/// Reads JSON from a column.
+fn from_json<T: DeserializeOwned>(
+    action: &'static str,
+    what: &str,
+    text: &str,
+) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| damaged(action, what, error))
 }
 
 #[cfg(test)]

@@ -293,6 +293,7 @@ mod tests {
                 kind: DatastoreType::Registry,
                 url: "docker://r:5000".to_owned(),
                 ca_certificates: Some("x".to_owned()),
+                credentials: None,
             },
         );
         datastore

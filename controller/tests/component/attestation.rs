@@ -8,13 +8,9 @@ use protocol::eve::attest::{AttestVolumeKey, AttestVolumeKeyType, ZAttestQuote, 
 use reqwest::StatusCode;
 
 use crate::device::Device;
+use crate::machine::EMPTY_LOG;
 use crate::site::Site;
 use crate::tpm::Emulator;
-
-/// An event log of a boot that measured nothing: the header of the crypto-agile form, with the SHA-256 bank alone. It explains the
-/// PCRs of an emulator that was just started.
-const EMPTY_LOG: &[u8] = b"\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x21\0\0\0\
-    Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x01\0\0\0\x0b\0\x20\0\0";
 
 async fn registered(site: &Site, emulator: &Emulator, serial: &str) -> Device {
     let mut device = Device::new(serial, Some(emulator.connect()));

@@ -26,7 +26,9 @@ pub struct Device {
     pub token: Vec<u8>,
     /// Firmware's event log that goes along with quotes.
     pub event_log: Option<Vec<u8>>,
-    _directory: TempDir,
+    /// The certificate that it was granted, if it enrolled by itself.
+    pub granted: Option<Vec<u8>>,
+    directory: TempDir,
 }
 
 impl Device {
@@ -41,8 +43,14 @@ impl Device {
             id,
             token: Vec::new(),
             event_log: None,
-            _directory: directory,
+            granted: None,
+            directory,
         }
+    }
+
+    /// Takes up its keys again after its TPM was started anew.
+    pub fn reopen(&mut self, tpm: Tpm) {
+        self.identity = Identity::open_or_create(self.directory.path(), Some(tpm)).unwrap();
     }
 
     /// A device without a TPM that has registered and knows its id.
@@ -61,7 +69,10 @@ impl Device {
     }
 
     pub fn hash(&self) -> CertHash {
-        self.identity.device_certificate().hash()
+        match &self.granted {
+            Some(certificate) => CertHash::of_der(certificate),
+            None => self.identity.device_certificate().hash(),
+        }
     }
 
     pub fn seal(&self, payload: Vec<u8>) -> Vec<u8> {
@@ -69,9 +80,11 @@ impl Device {
     }
 
     pub fn registration(&self, site: &Site) -> Vec<u8> {
-        let key =
-            OnboardingKey::from_pem(&site.bundle.onboard_certificate, &site.bundle.onboard_key)
-                .unwrap();
+        let key = OnboardingKey::from_pem(
+            site.bundle.onboard_certificate.as_deref().unwrap(),
+            site.bundle.onboard_key.as_deref().unwrap(),
+        )
+        .unwrap();
         let message =
             registration::message(self.identity.device_certificate(), &self.serial, "").unwrap();
         envelope::seal_message(&message, &key.hash(), Some(key.certificate_pem()), &key).unwrap()

@@ -7,8 +7,12 @@
 mod attestation;
 mod device;
 mod device_api;
+mod enrol_attacks;
 mod logs;
+mod machine;
 mod operator_api;
+mod policy;
 mod push;
 mod site;
 mod tpm;
+mod zero_touch;

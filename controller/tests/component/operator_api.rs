@@ -64,6 +64,7 @@ async fn nothing_is_readable_without_a_token() {
     assert!(
         bundle
             .onboard_key
+            .unwrap()
             .starts_with("-----BEGIN PRIVATE KEY-----")
     );
     let site = site.restart().await;

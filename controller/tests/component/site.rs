@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use controller::setup::{self, Controller};
 use controller::{doors, server};
 use operator_api::{
-    API_PREFIX, App, Datastore, Device, ImageBundle, List, Object, Problem, TokenRequest,
-    TokenResponse,
+    API_PREFIX, App, Datastore, Device, EnrolmentWay, ImageBundle, List, Object, Problem,
+    TokenRequest, TokenResponse,
 };
 use reqwest::{Method, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
@@ -46,7 +46,9 @@ impl Site {
         let controller = setup::open(directory.path(), &names, address)
             .await
             .unwrap();
-        let bundle = controller.fleet.image_bundle();
+        let bundle = controller
+            .fleet
+            .image_bundle(&[EnrolmentWay::ZeroTouch, EnrolmentWay::Eve]);
         let tls = client_config(&bundle, &[&rustls::version::TLS13, &rustls::version::TLS12]);
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
@@ -101,6 +103,25 @@ impl Site {
 
     pub fn fleet(&self) -> &controller::fleet::Fleet {
         &self.controller.fleet
+    }
+
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> i64 {
+        let mut reader = self.controller.store.read().await.unwrap();
+        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}")))
+            .fetch_one(&mut *reader)
+            .await
+            .unwrap()
+    }
+
+    /// Does to the store what no request can.
+    pub async fn sql(&self, statement: &str) {
+        let mut writer = self.controller.store.write().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(statement.to_owned()))
+            .execute(&mut *writer)
+            .await
+            .unwrap();
+        writer.commit().await.unwrap();
     }
 
     pub fn url(&self, path: &str) -> String {

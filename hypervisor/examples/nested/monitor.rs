@@ -135,6 +135,36 @@ impl Monitor {
         Ok((words, errors))
     }
 
+    /// How the kernel confines the monitor: each of its threads that do its work, by name, with the lines of its status that tell.
+    pub fn confinement(&self) -> Result<Vec<Confinement>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let status = std::fs::read_to_string(entry?.path().join("status"))?;
+            let field = |name: &str| -> Result<String> {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                let value = line.and_then(|rest| rest.strip_prefix(':'));
+                Ok(value
+                    .ok_or_else(|| format!("no {name} in {status:?}"))?
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" "))
+            };
+            let thread = field("Name")?;
+            // Threads that KVM has in the process run no code of ours.
+            if thread.starts_with("kvm-") {
+                continue;
+            }
+            all.push(Confinement {
+                thread,
+                uids: field("Uid")?,
+                capabilities: field("CapEff")?,
+                no_new_privileges: field("NoNewPrivs")?,
+                seccomp: field("Seccomp")?,
+            });
+        }
+        Ok(all)
+    }
+
     /// Memory of the monitor in KiB without that of its guest, each page shared by many counted in parts (Pss).
     pub fn own_memory(&self) -> Result<u64> {
         let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id()))?;
@@ -150,6 +180,16 @@ impl Monitor {
         }
         Ok(sum)
     }
+}
+
+/// What proc_pid_status(5) says of a thread.
+#[derive(Debug)]
+pub struct Confinement {
+    pub thread: String,
+    pub uids: String,
+    pub capabilities: String,
+    pub no_new_privileges: String,
+    pub seccomp: String,
 }
 
 impl Drop for Monitor {

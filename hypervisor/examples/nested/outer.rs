@@ -156,6 +156,7 @@ fn devices() -> Result<()> {
         state.phase == Phase::Running && written >= BYTES as u64,
         || format!("its state is {state:?}"),
     )?;
+    confined(&monitor)?;
     let own = monitor.own_memory()?;
     say(&format!(
         "monitor's own memory {own} KiB, first instruction after {} ms",
@@ -177,6 +178,29 @@ fn devices() -> Result<()> {
     ensure(grown > BYTES as u64, || {
         format!("the qcow2 disk holds {grown} bytes after the guest wrote {BYTES}")
     })
+}
+
+/// One unprivileged process, every thread of it under a system call filter.
+fn confined(monitor: &Monitor) -> Result<()> {
+    let threads = monitor.confinement()?;
+    for wanted in ["vcpu0", "vcpu1", "disks"] {
+        ensure(threads.iter().any(|of| of.thread == wanted), || {
+            format!("it has no thread {wanted}: {threads:?}")
+        })?;
+    }
+    for of in &threads {
+        let good = of.uids == [UID.to_string().as_str(); 4].join(" ")
+            && u64::from_str_radix(&of.capabilities, 16) == Ok(0)
+            && of.no_new_privileges == "1"
+            // A filter (SECCOMP_MODE_FILTER).
+            && of.seccomp == "2";
+        ensure(good, || format!("not confined: {of:?}"))?;
+    }
+    say(&format!(
+        "{} threads with uid {UID}, no capabilities, no new privileges, a system call filter",
+        threads.len()
+    ));
+    Ok(())
 }
 
 /// Takes one connection and sends back what came, when all has come.

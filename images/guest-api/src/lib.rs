@@ -1,6 +1,6 @@
 //! The contract between the agent and `guest-init`, PID 1 in a container's microVM.
 //!
-//! The agent writes a [`ContainerSpec`] as JSON into a cpio archive ([`SPEC_PATH`]) that it appends to the guest's
+//! The agent writes a [`ContainerSpec`] as JSON into an archive ([`cpio`], [`SPEC_PATH`]) that it appends to the guest's
 //! initramfs, so that no secret ever lies on a disk. The guest connects to vsock port [`CONTROL_PORT`] of the host
 //! (context id 2) and exchanges one JSON message a line: it sends [`FromGuest`], and obeys [`ToGuest`]. The container's
 //! standard output and error go to `/dev/hvc1`, the kernel's and guest-init's own words to `/dev/hvc0`.
@@ -22,6 +22,7 @@
 //! microVMs and native ones.
 
 pub mod confinement;
+pub mod cpio;
 
 use std::net::IpAddr;
 

@@ -298,9 +298,8 @@ mod tests {
         assert!(Lines::default().push(&vec![b'x'; MAX_LINE + 1]).is_none());
     }
 
-    /// Over a pair of sockets, which behave as vsock does.
-    #[test]
-    fn the_last_word_is_sent_shut_and_heard() {
+    /// A connection over a pair of sockets, which behave as vsock does, and the agent's end of it.
+    fn connected() -> (Control, OwnedFd) {
         let (ours, agents) = socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -308,10 +307,16 @@ mod tests {
             SockFlag::SOCK_NONBLOCK,
         )
         .unwrap();
-        let mut control = Control {
+        let control = Control {
             link: up(ours),
             delay: FIRST_DELAY,
         };
+        (control, agents)
+    }
+
+    #[test]
+    fn the_last_word_is_sent_shut_and_heard() {
+        let (mut control, agents) = connected();
         let now = Instant::now();
         let mut buffer = [0; 1000];
         control.tell(&FromGuest::Started, false);
@@ -348,17 +353,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_breaks_early_was_not_heard() {
-        let (ours, agents) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_NONBLOCK,
-        )
-        .unwrap();
-        let mut control = Control {
-            link: up(ours),
-            delay: FIRST_DELAY,
-        };
+        let (mut control, agents) = connected();
         drop(agents);
         assert_eq!(control.advance(Instant::now()), []);
         assert!(control.interest().is_none());

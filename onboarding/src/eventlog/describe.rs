@@ -6,6 +6,7 @@
 
 use ring::digest;
 
+use super::variable::Variable;
 use super::{Algorithm, Event, EventType};
 use crate::wire::Reader;
 
@@ -27,6 +28,14 @@ pub struct Described {
 /// Puts an event into words.
 #[must_use]
 pub fn describe(event: &Event) -> Described {
+    Described {
+        text: format!("PCR {}: {}", event.pcr, detail(event)),
+        vouched: vouched(event),
+    }
+}
+
+/// An event in words, without its PCR.
+pub(super) fn detail(event: &Event) -> String {
     let data = event.data.as_slice();
     let detail = match event.kind {
         EventType::SEPARATOR => Some(separator(data)),
@@ -43,18 +52,38 @@ pub fn describe(event: &Event) -> Described {
         EventType::NO_ACTION => data.split(|byte| *byte == 0).next().and_then(text),
         _ => None,
     };
-    let text = match detail {
-        Some(detail) => format!("PCR {}: {}: {detail}", event.pcr, event.kind),
-        None => format!(
-            "PCR {}: {} ({} bytes of data)",
-            event.pcr,
-            event.kind,
-            data.len()
-        ),
-    };
-    Described {
-        text,
-        vouched: vouched(event),
+    match detail {
+        Some(detail) => format!("{}: {detail}", event.kind),
+        None => format!("{} ({} bytes of data)", event.kind, data.len()),
+    }
+}
+
+/// An event's data as text, fit for a screen; `None` if it is none.
+#[must_use]
+pub fn data_as_text(event: &Event) -> Option<String> {
+    utf16(&event.data).or_else(|| text(&event.data))
+}
+
+/// What an event is about, so that the same thing is found again in another log: a variable's name, a file, a tag.
+pub(super) fn subject(event: &Event) -> Option<String> {
+    match event.kind {
+        EventType::VARIABLE_DRIVER_CONFIG
+        | EventType::VARIABLE_BOOT
+        | EventType::VARIABLE_BOOT2
+        | EventType::VARIABLE_AUTHORITY => {
+            let variable = Variable::parse(&event.data)?;
+            Some(format!(
+                "{} {}",
+                hex::encode(variable.vendor),
+                variable.name
+            ))
+        }
+        EventType::BOOT_SERVICES_APPLICATION
+        | EventType::BOOT_SERVICES_DRIVER
+        | EventType::RUNTIME_SERVICES_DRIVER => Some(image_parts(&event.data)?.0),
+        EventType::EVENT_TAG | EventType::IPL => Some(detail(event)),
+        EventType::FIRMWARE_BLOB => Some(hex::encode(event.data.get(..8)?)),
+        _ => None,
     }
 }
 
@@ -72,7 +101,7 @@ fn vouched(event: &Event) -> Option<bool> {
         EventType::VARIABLE_BOOT | EventType::VARIABLE_BOOT2 => {
             let whole = is_digest_of(event, &event.data);
             let alone =
-                variable_parts(&event.data).is_some_and(|(_, value)| is_digest_of(event, value));
+                Variable::parse(&event.data).is_some_and(|it| is_digest_of(event, it.value));
             return Some(whole || alone);
         }
         _ => false,
@@ -149,19 +178,9 @@ fn shown_bytes(data: &[u8]) -> String {
     }
 }
 
-/// UEFI_VARIABLE_DATA: vendor GUID, lengths of name and value, name in UTF-16, value. Gives name and value.
-fn variable_parts(data: &[u8]) -> Option<(String, &[u8])> {
-    let mut reader = Reader::new(data);
-    reader.bytes("vendor", 16).ok()?;
-    let name_units = usize::try_from(reader.le64("name's length").ok()?).ok()?;
-    let size = usize::try_from(reader.le64("value's length").ok()?).ok()?;
-    let name = utf16(reader.bytes("name", name_units.checked_mul(2)?).ok()?)?;
-    let value = reader.bytes("value", size).ok()?;
-    Some((name, value))
-}
-
 fn variable(data: &[u8]) -> Option<String> {
-    let (name, value) = variable_parts(data)?;
+    let variable = Variable::parse(data)?;
+    let (name, value) = (printable(&variable.name)?, variable.value);
     Some(match (name.as_str(), value) {
         ("SecureBoot", [1]) => "SecureBoot is ON".to_owned(),
         ("SecureBoot", [0] | []) => "SecureBoot is OFF".to_owned(),
@@ -175,8 +194,13 @@ fn variable(data: &[u8]) -> Option<String> {
     })
 }
 
-/// UEFI_IMAGE_LOAD_EVENT: place, length, link address, then the device path it was loaded from.
 fn image(data: &[u8]) -> Option<String> {
+    let (name, length) = image_parts(data)?;
+    Some(format!("{name} ({length} bytes in memory)"))
+}
+
+/// UEFI_IMAGE_LOAD_EVENT: place, length, link address, then the device path it was loaded from. Gives what to call it, and length.
+fn image_parts(data: &[u8]) -> Option<(String, u64)> {
     let mut reader = Reader::new(data);
     reader.le64("place").ok()?;
     let length = reader.le64("length").ok()?;
@@ -185,7 +209,7 @@ fn image(data: &[u8]) -> Option<String> {
     let path = reader.bytes("path", size).ok()?;
     let name =
         file_path(path).unwrap_or_else(|| format!("no file, device path {}", shown_bytes(path)));
-    Some(format!("{name} ({length} bytes in memory)"))
+    Some((name, length))
 }
 
 /// The file path nodes (type 4, subtype 4) of a device path (UEFI Specification, 10.3).

@@ -13,9 +13,12 @@
 //! digest of each algorithm that the header names, and nothing may be left over.
 
 mod describe;
+mod difference;
 mod replay;
+pub mod variable;
 
-pub use describe::{Described, describe};
+pub use describe::{Described, data_as_text, describe};
+pub use difference::{Change, Difference, difference};
 pub use replay::{PCRS, replay};
 
 use std::fmt;
@@ -107,6 +110,8 @@ impl EventType {
     pub const CRTM_VERSION: Self = Self(0x0000_0008);
     /// What a boot loader measures.
     pub const IPL: Self = Self(0x0000_000d);
+    /// Boot devices were tried and left out of the log; a text says so.
+    pub const OMIT_BOOT_DEVICE_EVENTS: Self = Self(0x0000_0012);
     /// A variable of the driver configuration: Secure Boot, its keys and lists.
     pub const VARIABLE_DRIVER_CONFIG: Self = Self(0x8000_0001);
     /// A boot variable.

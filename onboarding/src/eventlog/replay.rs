@@ -8,7 +8,7 @@ use super::{Algorithm, EventLog, EventType};
 pub const PCRS: usize = 24;
 
 /// The remark that tells from which locality the TPM was started, then one byte (Platform Firmware Profile, 10.4.5.3).
-const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
+pub(super) const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
 
 /// Replays the SHA-256 bank; `None` if the log does not speak of it.
 ///

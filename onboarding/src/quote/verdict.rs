@@ -56,6 +56,23 @@ pub enum Check {
     Serial,
     /// The TPM's reset count and clock have not gone back since the last boot that was seen.
     ResetCount,
+    // Policy's checks (crate::policy), over what the log says.
+    /// Every program that was started is of an accepted image or of accepted firmware.
+    BootApplications,
+    /// The kernel's command line is that of the image, and nothing else was handed over with it.
+    CommandLine,
+    /// The kernel's initramfs is that of the image, and nothing was added to it.
+    Initramfs,
+    /// The sections of the UKI that the stub used are those of the image.
+    KernelImageSections,
+    /// Secure Boot is on.
+    SecureBoot,
+    /// Secure Boot's list of what may not be started is one that was accepted.
+    RevocationList,
+    /// The firmware and its settings were accepted for this model.
+    Firmware,
+    /// The firmware's version is not on the policy's list of those to be shunned.
+    FirmwareVersion,
 }
 
 impl Check {
@@ -90,7 +107,31 @@ impl Check {
             Self::EndorsementUnique => "no other device has this TPM",
             Self::Serial => "the serial number is the one in the manifest",
             Self::ResetCount => "the TPM's counters have not gone back",
+            Self::BootApplications => "every program that was started is an accepted one",
+            Self::CommandLine => "the kernel's command line is that of the image",
+            Self::Initramfs => "the kernel's initramfs is that of the image",
+            Self::KernelImageSections => "the UKI's sections are those of the image",
+            Self::SecureBoot => "Secure Boot is on",
+            Self::RevocationList => "Secure Boot's revocation list is an accepted one",
+            Self::Firmware => "the firmware was accepted for this model",
+            Self::FirmwareVersion => "the firmware's version is not to be shunned",
         }
+    }
+
+    /// Whether the check is policy's: about what was booted, not about who says it.
+    #[must_use]
+    pub fn is_of_policy(self) -> bool {
+        matches!(
+            self,
+            Self::BootApplications
+                | Self::CommandLine
+                | Self::Initramfs
+                | Self::KernelImageSections
+                | Self::SecureBoot
+                | Self::RevocationList
+                | Self::Firmware
+                | Self::FirmwareVersion
+        )
     }
 }
 
@@ -102,6 +143,13 @@ pub enum Outcome {
     Pass,
     /// Not as expected.
     Fail {
+        /// What would have passed.
+        expected: String,
+        /// What was there.
+        seen: String,
+    },
+    /// Not as expected, and the policy lets it pass.
+    Warn {
         /// What would have passed.
         expected: String,
         /// What was there.
@@ -128,7 +176,7 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Conclusion {
-    /// Every check was made and passed, the event log's replay included.
+    /// Every check was made and passed, the event log's replay included; or policy lets pass what did not.
     Trusted,
     /// The device has no TPM and says so, or sent no event log: the boot is not proven, and nothing is refuted.
     Unproven,
@@ -163,10 +211,11 @@ impl Report {
         }
     }
 
-    /// Whether the quote is the registered TPM's own, fresh and whole, whatever became of the event log.
+    /// Whether the quote is the registered TPM's own, fresh and whole, whatever policy says to what was booted, or became of the event
+    /// log.
     #[must_use]
     pub fn is_of_known_tpm(&self) -> bool {
-        self.failures().next().is_none()
+        !self.failures().any(|it| !it.check.is_of_policy())
             && [
                 Check::AttestationKey,
                 Check::Structure,
@@ -264,6 +313,12 @@ impl fmt::Display for Verdict {
             Outcome::Pass => write!(f, "yes: {claim}"),
             Outcome::Fail { expected, seen } => {
                 write!(f, "NO: {claim}; expected {expected}, seen {seen}")
+            }
+            Outcome::Warn { expected, seen } => {
+                write!(
+                    f,
+                    "let pass: not so: {claim}; expected {expected}, seen {seen}"
+                )
             }
             Outcome::NotApplicable { reason } => write!(f, "not checked: {claim}; {reason}"),
         }

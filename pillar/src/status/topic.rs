@@ -43,6 +43,8 @@ pub enum Topic {
     OwnerMark,
     /// No interface has an address.
     Uplink,
+    /// The folder of the apps' volumes cannot be read or tidied.
+    Volumes,
     /// A task of the agent ended, by its name.
     Task(&'static str),
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Topic {
             Self::LogsCursor => "logs.cursor",
             Self::OwnerMark => "owner.mark",
             Self::Uplink => "uplink",
+            Self::Volumes => "volumes",
             Self::Task(name) => return write!(out, "task.{name}"),
         })
     }

@@ -1,17 +1,19 @@
 //! What operators and devices tell a controller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use controller::fleet::{figures, logs, plan, status};
+use controller::fleet::secrets::Envelope;
+use controller::fleet::{figures, logs, manifest, plan, status};
 use jiff::Timestamp;
 use operator_api::{
-    App, AppStatus, Datastore, DatastoreSpec, DatastoreType, Device, DeviceSpec, DeviceStatus,
-    ImageBundle, Object, TokenRequest,
+    App, AppStatus, Credentials, Datastore, DatastoreSpec, DatastoreType, Device, DeviceSpec,
+    DeviceStatus, ImageBundle, ManifestFormat, Object, TokenRequest, is_dns_label,
 };
-use pillar::config::NoSecrets;
-use pillar::config::translate::translate;
+use pillar::config::translate::{SecretError, Secrets, translate};
 use prost::Message as _;
+use protocol::cipher::{self, BlockKey, SoftwareAgreement};
 use protocol::envelope::decode;
+use protocol::eve::common::{CipherBlock, CipherContext, EncryptionBlock};
 use protocol::eve::config::ConfigRequest;
 use protocol::eve::flowlog::{DnsRequest, FlowMessage, FlowRecord, IpFlow, ScopeInfo};
 use protocol::eve::hardwarehealth::{EccMemoryControllerInfo, EccMemoryReport, ZHardwareHealth};
@@ -22,7 +24,8 @@ use protocol::eve::info::{
 use protocol::eve::logs::{AppInstanceLogBundle, LogBundle, LogEntry};
 use protocol::eve::metrics::ZMetricMsg;
 use protocol::eve::uuid::UuidRequest;
-use protocol::ids::AppId;
+use protocol::ids::{AppId, DeviceId};
+use protocol::keys::CertHash;
 use protocol::logs::Bundle;
 use serde_json::json;
 use uuid::Uuid;
@@ -43,6 +46,18 @@ pub(crate) const TARGETS: &[Target] = &[
         about: "an operator's Datastore, Device and log-in: what is admitted is written and read as itself",
         run: operator_documents,
         seeds: operator_documents_seeds,
+    },
+    Target {
+        name: "machine-list-csv",
+        about: "a manifest in CSV: each machine is named once, errors have a place, and what was understood is understood again",
+        run: manifest_csv,
+        seeds: manifest_csv_seeds,
+    },
+    Target {
+        name: "machine-list-json",
+        about: "a manifest in JSON: likewise",
+        run: manifest_json,
+        seeds: manifest_json_seeds,
     },
     Target {
         name: "device-info",
@@ -83,10 +98,114 @@ fn datastore() -> Datastore {
             kind: DatastoreType::Registry,
             url: "docker://registry.example:5000".to_owned(),
             ca_certificates: None,
+            credentials: Some(Credentials {
+                user: "puller".to_owned(),
+                password: Some("secret".to_owned()),
+            }),
         },
     );
     datastore.metadata.uid = Some(Uuid::from_u128(2));
     datastore
+}
+
+/// A device's end of what is encrypted to it.
+struct DeviceEnd(BlockKey);
+
+impl Secrets for DeviceEnd {
+    fn open(
+        &self,
+        contexts: &[CipherContext],
+        block: &CipherBlock,
+    ) -> Result<EncryptionBlock, SecretError> {
+        let own = CertHash::from_bytes(&[2; 16]).expect("16 bytes are a hash");
+        cipher::find_context(contexts, block, &own)?;
+        Ok(cipher::decrypt_secrets(&self.0, block)?)
+    }
+}
+
+/// A controller that encrypts and a device that opens.
+fn both_ends() -> (Envelope, DeviceEnd) {
+    let key = |byte| SoftwareAgreement::from_scalar(&[byte; 32]).expect("it is a scalar");
+    let point = |key: &SoftwareAgreement| key.public_point().expect("a key has a point");
+    let name = |byte| CertHash::from_bytes(&[byte; 16]).expect("16 bytes are a hash");
+    let (controller, device) = (key(7), key(8));
+    let id = DeviceId(Uuid::from_u128(1));
+    let envelope = Envelope::between(&controller, &name(1), id, &point(&device), &name(2));
+    let block = BlockKey::agree(&device, &point(&controller));
+    (
+        envelope.expect("the points are on the curve"),
+        DeviceEnd(block.expect("the points are on the curve")),
+    )
+}
+
+fn manifest_csv(data: &[u8]) {
+    manifest_text(ManifestFormat::Csv, data);
+}
+
+fn manifest_json(data: &[u8]) {
+    manifest_text(ManifestFormat::Json, data);
+}
+
+fn manifest_text(format: ManifestFormat, data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let entries = match manifest::read(format, text) {
+        Ok(entries) => entries,
+        Err(error) => {
+            // An error's place is one that an editor can go to.
+            assert!(
+                (1..=text.lines().count() + 1).contains(&error.line),
+                "{error}"
+            );
+            return;
+        }
+    };
+    let mut seen = BTreeSet::new();
+    for entry in &entries {
+        assert!(entry.machine.is_some() || !entry.serial.is_empty());
+        assert!(seen.insert((entry.machine, &entry.serial)));
+        assert!(entry.name.is_empty() || is_dns_label(&entry.name));
+    }
+    // What was understood is read the same when it is written anew.
+    let written: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            json!({
+                "ekId": entry.machine.map(|machine| machine.to_string()).unwrap_or_default(),
+                "serial": entry.serial, "name": entry.name, "labels": entry.labels,
+            })
+        })
+        .collect();
+    let again = manifest::read(ManifestFormat::Json, &json!(written).to_string())
+        .expect("what was understood is understood again");
+    assert_eq!(again.len(), entries.len());
+    for (before, after) in entries.iter().zip(&again) {
+        assert_eq!(
+            (before.machine, &before.serial, &before.name, &before.labels),
+            (after.machine, &after.serial, &after.name, &after.labels)
+        );
+    }
+}
+
+fn manifest_csv_seeds() -> Vec<Vec<u8>> {
+    let id = "ab".repeat(32);
+    [
+        format!(
+            "ekId,serial,name,label:site\r\n{id},SN-1,press,hall-3\r\n,\"a \"\"b\"\", c\",,\r\n"
+        ),
+        format!("\u{feff}serial\nSN-1\n\nSN-2\n"),
+    ]
+    .map(String::into_bytes)
+    .to_vec()
+}
+
+fn manifest_json_seeds() -> Vec<Vec<u8>> {
+    let id = "ab".repeat(32);
+    vec![
+        format!("[{{\"ekId\": \"{id}\", \"labels\": {{\"site\": \"hall-3\"}}}},\n {{\"serial\": \"S\", \"name\": \"n\"}}]")
+            .into_bytes(),
+    ]
 }
 
 fn app_document(data: &[u8]) {
@@ -97,7 +216,8 @@ fn app_document(data: &[u8]) {
         return;
     }
     survives(&app);
-    // What the controller makes of it, its device takes as it is.
+    // What the controller makes of it, its device takes as it is, secrets included.
+    let keys = both_ends();
     app.metadata.uid = Some(Uuid::from_u128(3));
     app.spec.image.datastore = "demo".to_owned();
     let mut device = Device::new("box-1", DeviceSpec::default());
@@ -107,8 +227,10 @@ fn app_document(data: &[u8]) {
         apps: &[app],
         datastores: &BTreeMap::from([("demo".to_owned(), datastore())]),
         certificates_hash: "",
+        secrets: Some(&keys.0),
+        keep_running: true,
     });
-    let translated = translate(&config, &NoSecrets);
+    let translated = translate(&config, &keys.1);
     assert_eq!(translated.faults, []);
     assert_eq!(translated.desired.apps.len(), 1);
 }
@@ -159,6 +281,7 @@ fn operator_documents_seeds() -> Vec<Vec<u8>> {
         "box-1",
         DeviceSpec {
             description: "by the door".to_owned(),
+            revoked: true,
         },
     );
     let mut datastore = datastore();

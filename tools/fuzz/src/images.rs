@@ -8,6 +8,7 @@ use guest_api::ToGuest;
 use guest_init::control::Lines;
 use guest_init::spec;
 use imaging::gpt::{self, Partition, SectorSize, Table};
+use imaging::pe;
 use imaging::{Bundle, Parts, fat};
 use protocol::authority::Authority;
 use protocol::enrolment::image::Way;
@@ -63,6 +64,12 @@ pub(crate) const TARGETS: &[Target] = &[
         about: "a FAT boot sector: a label of 11 ASCII characters at most",
         run: fat_label,
         seeds: fat_seeds,
+    },
+    Target {
+        name: "pe",
+        about: "a boot program: what it is measured as hangs on every byte but those that a signature changes; sections lie in it",
+        run: boot_program,
+        seeds: boot_program_seeds,
     },
     Target {
         name: "parts",
@@ -363,6 +370,12 @@ fn parts(data: &[u8]) {
         return;
     };
     assert_eq!(Parts::parse(&read.to_json()).unwrap(), read);
+    // Who makes or checks a stick adds the sizes up.
+    let total = read
+        .files
+        .values()
+        .try_fold(0u64, |sum, file| sum.checked_add(file.size));
+    assert!(total.is_some(), "sizes that overflow: {:?}", read.files);
     assert!(
         !read.uki_name().contains(['/', '\\', '\0']),
         "{}",
@@ -418,4 +431,57 @@ fn image_bundle_seeds() -> Vec<Vec<u8>> {
         "onboardKey": vector_text("openssl", "/device_key"), "builtAt": "2026-11-20T19:50:00Z",
     });
     vec![serde_json::to_vec(&bundle).unwrap()]
+}
+
+fn boot_program(data: &[u8]) {
+    let Ok(image) = pe::Image::parse(data) else {
+        return;
+    };
+    let digest = image.authenticode();
+    for name in [".linux", ".cmdline", ".initrd", ".osrel", ".sdmagic"] {
+        if let Ok(Some(content)) = image.section(name) {
+            assert!(data.as_ptr_range().contains(&content.as_ptr()) || content.is_empty());
+            assert!(content.len() <= data.len());
+        }
+    }
+    // One more byte is either measured or refused.
+    let longer = [data, &[1]].concat();
+    match pe::Image::parse(&longer) {
+        Ok(other) => assert_ne!(other.authenticode(), digest),
+        Err(_) => assert!(image.is_signed()),
+    }
+}
+
+/// A PE32+ file with a header of 1024 bytes, two sections of 512 bytes, something behind them, and a certificate table or none.
+fn boot_program_seeds() -> Vec<Vec<u8>> {
+    let put = |bytes: &mut Vec<u8>, at: usize, value: &[u8]| {
+        bytes.splice(at..at + value.len(), value.iter().copied());
+    };
+    let mut plain = vec![0; 1024 + 2 * 512];
+    put(&mut plain, 0, b"MZ");
+    put(&mut plain, 0x3c, &0x40_u32.to_le_bytes());
+    put(&mut plain, 0x40, b"PE\0\0");
+    put(&mut plain, 0x46, &2_u16.to_le_bytes());
+    put(&mut plain, 0x54, &240_u16.to_le_bytes());
+    for (at, value) in [(0, 0x20b_u32), (60, 1024), (108, 16)] {
+        put(&mut plain, 0x58 + at, &value.to_le_bytes());
+    }
+    for (index, name) in [&b".linux"[..], b".initrd"].into_iter().enumerate() {
+        let entry = 0x58 + 240 + 40 * index;
+        put(&mut plain, entry, name);
+        for (at, value) in [(8, 300), (16, 512), (20, 1024 + 512 * index as u32)] {
+            put(&mut plain, entry + at, &value.to_le_bytes());
+        }
+    }
+    plain.extend(b"12345678");
+    let mut signed = plain.clone();
+    put(
+        &mut signed,
+        0x58 + 112 + 32,
+        &(plain.len() as u32).to_le_bytes(),
+    );
+    put(&mut signed, 0x58 + 112 + 36, &16_u32.to_le_bytes());
+    signed.extend([7; 16]);
+    assert!(pe::Image::parse(&signed).unwrap().is_signed());
+    vec![plain, signed]
 }

@@ -29,6 +29,7 @@ pub mod meter;
 mod onboarding;
 mod operator;
 mod pillar;
+mod policy;
 mod protocol;
 
 /// One parser, or a few that read the same bytes.
@@ -56,6 +57,7 @@ pub const TARGETS: &[&[Target]] = &[
     onboarding::TARGETS,
     enrolment::TARGETS,
     hypervisor::TARGETS,
+    policy::TARGETS,
     pillar::TARGETS,
     controller::TARGETS,
     operator::TARGETS,

@@ -1,8 +1,9 @@
 //! Disk images without root: what an image is made of, partition tables, FAT volumes, the installer stick.
 //!
 //! The operator's command line makes sticks with it ([`stick::build_stick`]), the image build describes its output with it
-//! ([`parts::Parts`]), and the installer lays out a device's disk with it ([`disk`]). Partition tables ([`gpt`]) and FAT
-//! volumes ([`fat`]) are planned in pure functions and written to anything that takes bytes: a file or a block device.
+//! ([`parts::Parts`]) and reads out of boot loader and kernel what firmware will measure of them ([`pe`]), and the installer
+//! lays out a device's disk with it ([`disk`]). Partition tables ([`gpt`]) and FAT volumes ([`fat`]) are planned in pure
+//! functions and written to anything that takes bytes: a file or a block device.
 
 pub mod bundle;
 pub mod content;
@@ -12,6 +13,7 @@ mod error;
 pub mod fat;
 pub mod gpt;
 pub mod parts;
+pub mod pe;
 pub mod stick;
 pub mod window;
 

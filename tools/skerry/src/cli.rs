@@ -1,9 +1,13 @@
 //! Commands and options, with an example in every help text.
 
+mod enrolment;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use self::enrolment::*;
 
 const EXIT_CODES: &str = "Exit codes:
   0  it worked
@@ -64,6 +68,28 @@ pub enum Command {
     /// The same commands for apps alone: apply, list, delete, logs, console.
     #[command(subcommand)]
     App(AppCommand),
+    /// Lists of machines that enrol without a person.
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
+    /// Let machines in that wait for a person: compare the words on the machine's screen first.
+    #[command(after_help = APPROVE_EXAMPLES)]
+    Approve(Decide),
+    /// Turn machines away that wait for a person.
+    #[command(
+        after_help = "Examples:\n  skerry deny 3f0c9a6e11d2\n  skerry deny --selector serial=X-*"
+    )]
+    Deny(Decide),
+    /// Turn a device away: it gets no config and cannot enrol again.
+    Revoke(Revoke),
+    /// Policies of attestation: what devices may have booted.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// References: what an image's boot comes to.
+    #[command(subcommand)]
+    Reference(ReferenceCommand),
+    /// Makers of TPMs whose certificates are believed.
+    #[command(subcommand)]
+    Makers(MakersCommand),
     /// Make installer images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -171,9 +197,11 @@ pub enum Format {
   skerry get apps -o wide -w
   skerry get app web -o yaml
   skerry get app/web app/db
-  skerry get devices -l site=hall-3")]
+  skerry get devices -l site=hall-3
+  skerry get waiting
+  skerry get boots box-1")]
 pub struct Get {
-    /// devices, apps or datastores, then names; or KIND/NAME.
+    /// devices, apps, datastores, waiting, rules and so on, then names; or KIND/NAME. For boots, names of devices.
     #[arg(required = true, value_name = "KIND [NAME]")]
     pub what: Vec<String>,
     /// How to show them.

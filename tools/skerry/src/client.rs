@@ -182,6 +182,12 @@ impl Client {
         Ok(Put { created, object })
     }
 
+    /// `POST` of a request that changes something.
+    pub async fn post(&self, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
+        self.json(self.request(Method::POST, path).json(body), what)
+            .await
+    }
+
     /// Asks for a token. To be told to log in would not help whose password was wrong.
     pub async fn log_in(&self, login: &TokenRequest, what: &str) -> Result<TokenResponse, Failure> {
         let request = self

@@ -1,7 +1,10 @@
 //! The kinds of objects: what they are called, and where they are found. What their tables show stands in [`crate::output::view`].
 
 use jiff::Timestamp;
-use operator_api::{App, Datastore, Device};
+use operator_api::{
+    App, AttestationPolicy, Boot, BootReference, Datastore, Device, EnrolmentRule, Manifest,
+    TpmMaker, TrustedKey, WaitingMachine,
+};
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -22,10 +25,18 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub static KINDS: [Kind; 3] = [
+pub static KINDS: [Kind; 11] = [
     Kind::of::<Device>(&["device", "dev"]),
     Kind::of::<App>(&["app"]),
     Kind::of::<Datastore>(&["datastore", "ds"]),
+    Kind::of::<WaitingMachine>(&["waitingmachine", "waitingmachines"]),
+    Kind::of::<Manifest>(&["manifest"]),
+    Kind::of::<EnrolmentRule>(&["enrolmentrule", "rule", "rules"]),
+    Kind::of::<TrustedKey>(&["trustedkey", "key", "keys"]),
+    Kind::of::<TpmMaker>(&["tpmmaker", "maker", "makers"]),
+    Kind::of::<AttestationPolicy>(&["attestationpolicy", "policy", "policies"]),
+    Kind::of::<BootReference>(&["bootreference", "reference", "references"]),
+    Kind::of::<Boot>(&["boot"]),
 ];
 
 impl Kind {

@@ -519,3 +519,57 @@ fn a_person_can_use_a_console_and_leave_it() {
         before
     );
 }
+
+#[test]
+fn machines_are_approved_by_words_ids_and_what_they_are() {
+    let server = Scripted::start(|request| match request.line.as_str() {
+        "POST waiting/decisions" => Answer::Json(200, json!({"machines": ["0123456789ab"]})),
+        other => panic!("{other}"),
+    });
+    let skerry = Skerry::new();
+    for (arguments, body) in [
+        (
+            vec![
+                "approve",
+                "acid",
+                "bird",
+                "cold",
+                "--name",
+                "press",
+                "--label",
+                "site=hall-3",
+            ],
+            json!({"decision": "approve", "machines": ["acid bird cold"], "name": "press", "labels": {"site": "hall-3"}}),
+        ),
+        (
+            vec!["deny", "waiting/0123456789ab"],
+            json!({"decision": "deny", "machines": ["0123456789ab"]}),
+        ),
+        (
+            vec!["approve", "--all"],
+            json!({"decision": "approve", "match": {}}),
+        ),
+        (
+            vec!["approve", "-l", "product=Edge*,certified=true"],
+            json!({"decision": "approve", "match": {"product": "Edge*", "certified": true}}),
+        ),
+    ] {
+        let ran = run(&skerry, &server, &arguments);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let done = if arguments[0] == "deny" {
+            "denied"
+        } else {
+            "approved"
+        };
+        assert_eq!(ran.out, format!("waitingmachine/0123456789ab {done}\n"));
+        assert_eq!(server.seen().last().unwrap().body, body);
+    }
+    for arguments in [
+        vec!["approve"],
+        vec!["approve", "--all", "acid"],
+        vec!["approve", "-l", "colour=red"],
+        vec!["approve", "acid", "--label", "site"],
+    ] {
+        assert_eq!(run(&skerry, &server, &arguments).code, 2, "{arguments:?}");
+    }
+}

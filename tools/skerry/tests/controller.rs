@@ -254,3 +254,94 @@ fn the_image_bundle_is_one_that_makes_sticks() {
         );
     }
 }
+
+#[test]
+fn who_may_enrol_is_said_by_manifests_keys_rules_and_makers() {
+    let controller = Controller::start();
+    let skerry = controller.operator();
+    std::fs::write(
+        skerry.path("Spring boxes.csv"),
+        "serial,name,label:site\nSN-1,press,hall-3\nSN-2,,hall-3\n",
+    )
+    .unwrap();
+    let import =
+        |more: &[&str]| skerry.run(&[&["manifest", "import", "Spring boxes.csv"], more].concat());
+    let bare = import(&[]);
+    assert_eq!(
+        bare.code, 2,
+        "it must be said that it is not signed: {bare:?}"
+    );
+    let ran = import(&["--unsigned"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.out, "manifest/spring-boxes created\n");
+    assert!(
+        ran.err.contains("2 machines, 0 of them enrolled"),
+        "{ran:?}"
+    );
+    let table = skerry.run(&["get", "manifests"]).out;
+    assert!(table.contains("spring-boxes   2"), "{table}");
+
+    std::fs::write(skerry.path("bad.csv"), "serial,colour\nA,red\n").unwrap();
+    let bad = skerry.run(&["manifest", "import", "bad.csv", "--unsigned"]);
+    assert_eq!(bad.code, 1, "{bad:?}");
+    assert!(bad.err.contains("line 1, column 8"), "{}", bad.err);
+
+    std::fs::write(
+        skerry.path("rule.yaml"),
+        "apiVersion: skerry.io/v1\nkind: EnrolmentRule\nmetadata: {name: edge}\n\
+         spec: {effect: admit, match: {product: 'Edge*', certified: true}}\n",
+    )
+    .unwrap();
+    assert_eq!(skerry.run(&["apply", "-f", "rule.yaml"]).code, 0);
+    let rules = skerry.run(&["get", "rules"]).out;
+    assert!(rules.contains("product=Edge*,certified=true"), "{rules}");
+
+    let root = controller.file("pki/root.pem");
+    let makers = skerry.run(&["makers", "import", "example", &root]);
+    assert_eq!(makers.out, "tpmmaker/example created\n", "{makers:?}");
+    let wrong = skerry.run(&["reference", "import", "rule.yaml"]);
+    assert_eq!(wrong.code, 1, "a rule is no reference: {wrong:?}");
+
+    let nobody = skerry.run(&["get", "waiting"]);
+    assert_eq!(nobody.err, "there are no waiting\n", "{nobody:?}");
+    let unknown = skerry.run(&["approve", "acid", "bird", "cold"]);
+    assert_eq!(unknown.code, 3, "{unknown:?}");
+    let all = skerry.run(&["approve", "--all"]);
+    assert_eq!((all.code, all.out.as_str()), (0, ""), "{all:?}");
+    let boots = skerry.run(&["get", "boots", "box-9"]);
+    assert_eq!(boots.code, 3, "{boots:?}");
+    assert_eq!(skerry.run(&["get", "boots"]).code, 2);
+}
+
+#[test]
+fn the_owners_root_key_is_used_by_commands_beside_a_controller_that_serves() {
+    let controller = Controller::start();
+    let owner = |arguments: &[&str]| {
+        let output = Command::new(PROGRAM.as_path())
+            .arg("owner")
+            .args(arguments)
+            .args(["--data", &controller.file("")])
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (good, shown) = owner(&["show"]);
+    assert!(good && shown.contains("epoch       1"), "{shown}");
+    let file = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("  key       "))
+        .unwrap()
+        .to_owned();
+    // The root's key goes into a safe.
+    let safe = controller.file("safe.pem");
+    std::fs::rename(&file, &safe).unwrap();
+    let (good, away) = owner(&["delegate"]);
+    assert!(!good && away.contains("--root-key"), "{away}");
+    let (good, shown) = owner(&["delegate", "--root-key", &safe, "--days", "30"]);
+    assert!(good && shown.contains("delegation  2"), "{shown}");
+    let (good, shown) = owner(&["rotate"]);
+    assert!(good && shown.contains("epoch       2"), "{shown}");
+}

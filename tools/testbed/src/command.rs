@@ -5,15 +5,15 @@ use std::process::Command;
 
 use crate::Error;
 
-/// Runs a program to its end; what it said is in the error when it fails.
-pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
+/// Runs a program to its end; gives its standard output. What it said is in the error when it fails.
+pub(crate) fn run(command: &mut Command) -> Result<String, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| Error::Program {
         program: program.clone(),
         reason: e.to_string(),
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);

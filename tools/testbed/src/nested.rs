@@ -4,8 +4,11 @@
 //! that is switched off further out.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use crate::command::run;
+use crate::pc::QEMU;
 use crate::{Accelerator, DirectBoot, Error, Pc, Spec};
 
 /// What the program in the machine has to say once its guest has run.
@@ -34,5 +37,40 @@ pub fn check(boot: DirectBoot, dir: &Path, patience: Duration) -> Result<Acceler
             accelerator,
             reason: error.to_string(),
         }),
+    }
+}
+
+/// What the outcome of [`check`] depends on besides kernel and initramfs: QEMU's version, how it runs the processor, and with
+/// KVM the build machine's kernel and processor. For comparing, not for reading.
+///
+/// # Errors
+/// [`Error::Program`] if QEMU does not start, [`Error::File`] if the build machine does not say what it is.
+pub fn conditions() -> Result<String, Error> {
+    let accelerator = Accelerator::detect();
+    let mut said = run(Command::new(QEMU).arg("--version"))?;
+    said += &accelerator.arguments().join(" ");
+    if accelerator == Accelerator::NestedKvm {
+        let read = |path: &str| std::fs::read_to_string(path).map_err(Error::file("reading", path));
+        said += &read("/proc/sys/kernel/osrelease")?;
+        // One line of it: others change from one reading to the next (`cpu MHz`).
+        said.extend(
+            read("/proc/cpuinfo")?
+                .lines()
+                .find(|line| line.starts_with("model name")),
+        );
+    }
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_name_qemu_and_stay() {
+        let said = conditions().unwrap();
+        assert!(said.starts_with("QEMU emulator version "), "{said}");
+        assert!(said.contains("-accel"), "{said}");
+        assert_eq!(conditions().unwrap(), said);
     }
 }

@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,14 @@ use crate::spec::{Bus, Clock, Spec};
 use crate::tpm::{self, Tpm};
 use crate::{Accelerator, Error};
 
+/// The program that emulates the PC.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const FIRMWARE_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// Sockets of the serial line and of QEMU's monitor, in the machine's directory.
+const SERIAL: &str = "serial.sock";
+const QMP: &str = "qmp.sock";
 
 /// An emulated rugged PC.
 pub struct Pc {
@@ -129,14 +136,17 @@ impl Pc {
         } else {
             None
         };
-        let (serial_socket, qmp_socket) = (self.dir.join("serial.sock"), self.dir.join("qmp.sock"));
+        let folder = File::open(&self.dir).map_err(Error::file("opening", &self.dir))?;
+        let (serial_socket, qmp_socket) = (near(&folder, SERIAL), near(&folder, QMP));
         for socket in [&serial_socket, &qmp_socket] {
             let _ = std::fs::remove_file(socket);
         }
         let log = self.dir.join("qemu.log");
         let log_file = File::create(&log).map_err(Error::file("making", &log))?;
-        let mut qemu = Command::new("qemu-system-x86_64")
-            .args(self.arguments())
+        let mut qemu = Command::new(QEMU)
+            .args(self.arguments()?)
+            // Where its sockets' names are short.
+            .current_dir(&self.dir)
             // Ctrl-C in a terminal is for whoever started us, not for the machine.
             .process_group(0)
             .stdin(Stdio::null())
@@ -158,11 +168,11 @@ impl Pc {
             }
             // QEMU waits (-S) until its clock is started below, so no line of the console is missed.
             let connected = UnixStream::connect(&serial_socket)
-                .map_err(Error::file("connecting to", &serial_socket))
+                .map_err(Error::file("connecting to", self.dir.join(SERIAL)))
                 .and_then(|stream| {
                     self.serial
                         .connect(stream)
-                        .map_err(Error::file("reading", &serial_socket))
+                        .map_err(Error::file("reading", self.dir.join(SERIAL)))
                 })
                 .and_then(|()| Qmp::connect(&qmp_socket));
             match connected {
@@ -240,6 +250,7 @@ impl Pc {
 
     /// Writes what the screen shows to a PNG file.
     pub fn screenshot(&mut self, path: &Path) -> Result<(), Error> {
+        let path = std::path::absolute(path).map_err(Error::file("finding", path))?;
         self.monitor("screendump", json!({ "filename": path, "format": "png" }))
             .map(drop)
     }
@@ -274,7 +285,13 @@ impl Pc {
         }
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// QEMU's command line, for a process that works in the machine's directory.
+    fn arguments(&self) -> Result<Vec<String>, Error> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .map(|path| path.to_string_lossy().into_owned())
+                .map_err(Error::file("finding", path))
+        };
         let spec = &self.spec;
         let dir = self.dir.display();
         let mut line: Vec<String> = Vec::new();
@@ -314,14 +331,14 @@ impl Pc {
         add(&[
             "-chardev",
             &format!(
-                "socket,id=serial,path={dir}/serial.sock,server=on,wait=off,logfile={dir}/serial.log,logappend=on"
+                "socket,id=serial,path={SERIAL},server=on,wait=off,logfile={dir}/serial.log,logappend=on"
             ),
         ]);
         add(&[
             "-serial",
             "chardev:serial",
             "-qmp",
-            &format!("unix:{dir}/qmp.sock,server=on,wait=off"),
+            &format!("unix:{QMP},server=on,wait=off"),
         ]);
         match &spec.clock {
             Clock::Now => add(&["-rtc", "base=utc"]),
@@ -330,9 +347,9 @@ impl Pc {
         if let Some(boot) = &spec.direct {
             add(&[
                 "-kernel",
-                &boot.kernel.to_string_lossy(),
+                &absolute(&boot.kernel)?,
                 "-initrd",
-                &boot.initrd.to_string_lossy(),
+                &absolute(&boot.initrd)?,
             ]);
             add(&["-append", &boot.cmdline, "-no-reboot"]);
         }
@@ -347,7 +364,7 @@ impl Pc {
             ]);
         }
         if spec.tpm {
-            let socket = tpm::socket(&self.dir.join("tpm"));
+            let socket = tpm::socket(Path::new("tpm"));
             add(&[
                 "-chardev",
                 &format!("socket,id=tpm,path={}", socket.display()),
@@ -389,7 +406,7 @@ impl Pc {
                 "-drive",
                 &format!(
                     "if=none,id=stick,format=raw,cache=writethrough,file={}",
-                    stick.display()
+                    absolute(stick)?
                 ),
             ]);
             add(&[
@@ -421,7 +438,7 @@ impl Pc {
                 ),
             ]);
         }
-        line
+        Ok(line)
     }
 }
 
@@ -431,6 +448,14 @@ impl Drop for Pc {
     }
 }
 
+/// A path by which this process reaches a socket in an open folder. The name of a unix socket has 107 bytes at most (unix(7)),
+/// and a clone may lie deeper than that.
+fn near(folder: &File, name: &str) -> PathBuf {
+    Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(name)
+}
+
 fn drive_path(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("drive{index}.img"))
 }
@@ -438,4 +463,25 @@ fn drive_path(dir: &Path, index: usize) -> PathBuf {
 /// QEMU's option syntax doubles a comma inside a value.
 fn comma(value: &str) -> String {
     value.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// The folder's path is longer than the name of a socket can be.
+    #[test]
+    fn sockets_in_a_deep_folder_are_reached() {
+        let place = std::env::temp_dir().join(format!("skerry-testbed-{}", std::process::id()));
+        let deep = place.join("d".repeat(100)).join("e".repeat(100));
+        std::fs::create_dir_all(&deep).unwrap();
+        assert!(UnixListener::bind(deep.join(QMP)).is_err());
+        let folder = File::open(&deep).unwrap();
+        let listener = UnixListener::bind(near(&folder, QMP)).unwrap();
+        UnixStream::connect(near(&folder, QMP)).unwrap();
+        drop(listener);
+        std::fs::remove_dir_all(&place).unwrap();
+    }
 }

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use crate::Error;
 use crate::command::{output_tail, run};
 
+/// Its socket, in its directory.
+const SOCKET: &str = "sock";
+
 pub(crate) struct Tpm {
     child: Child,
 }
@@ -36,7 +39,7 @@ pub(crate) fn manufacture(dir: &Path, maker: Option<&Path>) -> Result<(), Error>
     if let Some(maker) = maker {
         command.args(["--config".as_ref(), authority(dir, maker)?.as_os_str()]);
     }
-    run(&mut command)
+    run(&mut command).map(drop)
 }
 
 /// Writes the settings (swtpm_setup.conf(5), swtpm-localca.conf(5)) that have a TPM certified by the authority in `maker`.
@@ -94,10 +97,12 @@ impl Tpm {
         let log = dir.join("swtpm.log");
         let child = Command::new("swtpm")
             .process_group(0)
+            // Where the socket's name is short: it has 107 bytes at most (unix(7)).
+            .current_dir(dir)
             .args(["socket", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", dir.display()))
             .arg("--ctrl")
-            .arg(format!("type=unixio,path={}", socket.display()))
+            .arg(format!("type=unixio,path={SOCKET}"))
             .arg("--log")
             .arg(format!("file={},level=1", log.display()))
             .stdin(Stdio::null())
@@ -140,5 +145,5 @@ impl Drop for Tpm {
 }
 
 pub(crate) fn socket(dir: &Path) -> PathBuf {
-    dir.join("sock")
+    dir.join(SOCKET)
 }

@@ -13,12 +13,15 @@
 mod bench;
 mod build;
 mod cache;
+mod command;
 mod demo;
 mod e2e;
+mod files;
 mod fuzz;
 mod images;
 mod leftovers;
 mod lint;
+mod nesting;
 mod prereq;
 mod progress;
 mod reference;

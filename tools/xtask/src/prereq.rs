@@ -40,6 +40,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("make", "guest kernel build"),
     ("mmdebstrap", "root file systems from Debian packages"),
     ("nftables", "component tests of networks"),
+    (
+        "osslsigncode",
+        "a second opinion on the digests of boot programs",
+    ),
     ("ovmf", "UEFI firmware of the emulated PC"),
     ("qemu-system-x86", "the emulated PC"),
     ("qemu-utils", "disk images"),

@@ -1,4 +1,5 @@
-//! The device API: EVE's device API v2 under `/api/v2/edgedevice`, and our push channel under `/api/skerry/v1`.
+//! The device API: EVE's device API v2 under `/api/v2/edgedevice`, and under `/api/skerry/v1` our push channel and enrolment by the
+//! machine's own keys.
 //!
 //! | status | when |
 //! |---|---|
@@ -9,11 +10,12 @@
 //! | 409 | another device has this serial number |
 //! | 413, 408 | the body is too large, or did not come in time |
 //! | 422 | there is no body |
-//! | 503, 507 | the store does not answer, or is full: try again later |
+//! | 503, 507 | too many enrol at once; the store does not answer, or is full: try again later |
 //!
 //! Bodies of errors are plain text for people: EVE ignores them, our agent shows them.
 
 mod console;
+mod enrol;
 mod eve;
 mod link;
 
@@ -57,6 +59,8 @@ pub fn router(fleet: Arc<Fleet>) -> Router {
     Router::new()
         .nest(protocol::paths::EVE, eve)
         .route(protocol::paths::LINK, get(link::link))
+        .route(protocol::paths::ENROL_HELLO, post(enrol::hello))
+        .route(protocol::paths::ENROL_EVIDENCE, post(enrol::evidence))
         .route(
             &format!("{}/console/{{session}}", protocol::paths::SKERRY),
             get(console::console),
@@ -74,9 +78,14 @@ fn sealed(status: StatusCode, body: Vec<u8>) -> Response {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Malformed(_) | Self::UnknownDevice(_) => StatusCode::BAD_REQUEST,
+            Self::Malformed(_) | Self::UnknownDevice(_) | Self::Ended(_) => StatusCode::BAD_REQUEST,
+            Self::Busy => {
+                return (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response();
+            }
             Self::Signature(_) => StatusCode::UNAUTHORIZED,
-            Self::OtherDevice { .. } | Self::Token | Self::NotAllowed(_) => StatusCode::FORBIDDEN,
+            Self::OtherDevice { .. } | Self::Token | Self::Boot(_) | Self::NotAllowed(_) => {
+                StatusCode::FORBIDDEN
+            }
             Self::Clash(_) => StatusCode::CONFLICT,
             Self::Empty => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StoreFull(_) => StatusCode::INSUFFICIENT_STORAGE,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::Answer;
-use super::{MAX_OBJECT, watch};
+use super::watch;
 use crate::doors::read_body;
 use crate::fleet::Fleet;
 use crate::fleet::objects::Governed;
@@ -48,7 +48,7 @@ pub(super) async fn put<T: Governed>(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Answer> {
-    let object: T = parse(&read_body(body, MAX_OBJECT).await?)?;
+    let object: T = parse(&read_body(body, T::LIMIT).await?)?;
     let if_match = match headers.get(header::IF_MATCH).map(|value| value.to_str()) {
         None => None,
         Some(Ok(version)) => Some(version),

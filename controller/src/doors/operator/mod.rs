@@ -5,6 +5,7 @@ mod logs;
 mod openapi;
 mod problem;
 mod session;
+mod waiting;
 mod watch;
 
 use std::sync::Arc;
@@ -13,19 +14,33 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{get, post};
-use operator_api::{API_PREFIX, App, Datastore, Device, Object};
+use operator_api::{
+    API_PREFIX, App, AttestationPolicy, BootReference, Datastore, Device, EnrolmentRule, Manifest,
+    Object, TpmMaker, TrustedKey,
+};
 
 use crate::fleet::Fleet;
 use crate::fleet::objects::Governed;
-
-/// Largest object, in bytes.
-const MAX_OBJECT: usize = 1 << 20;
 
 /// The operator API.
 pub fn router(fleet: Arc<Fleet>) -> Router {
     let guarded = collection::<Device>()
         .merge(collection::<App>())
         .merge(collection::<Datastore>())
+        .merge(collection::<Manifest>())
+        .merge(collection::<EnrolmentRule>())
+        .merge(collection::<TrustedKey>())
+        .merge(collection::<TpmMaker>())
+        .merge(collection::<AttestationPolicy>())
+        .merge(collection::<BootReference>())
+        .route("/waiting", get(waiting::list))
+        .route("/waiting/decisions", post(waiting::decide))
+        .route("/waiting/{name}", get(waiting::get).delete(waiting::forget))
+        .route(
+            "/attestationpolicies/{name}/firmware",
+            post(waiting::accept_firmware),
+        )
+        .route("/devices/{name}/boots", get(waiting::boots))
         .route("/devices/{name}/log", get(logs::log::<Device>))
         .route("/apps/{name}/log", get(logs::log::<App>))
         .route("/apps/{name}/console", get(session::console))

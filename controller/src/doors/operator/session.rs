@@ -5,11 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use operator_api::{ImageBundle, TokenRequest};
+use operator_api::{EnrolmentWay, FieldError, ImageBundle, TokenRequest};
+use serde::Deserialize;
 
 use super::collections::parse;
 use super::problem::Answer;
@@ -57,8 +58,40 @@ pub(super) async fn log_in(
         .into_response())
 }
 
-pub(super) async fn image_bundle(State(fleet): State<Arc<Fleet>>) -> Json<ImageBundle> {
-    Json(fleet.image_bundle())
+/// What can be asked of an image bundle.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct BundleQuery {
+    /// What devices try, in turn, separated by commas.
+    enrolment: Option<String>,
+}
+
+pub(super) async fn image_bundle(
+    State(fleet): State<Arc<Fleet>>,
+    Query(query): Query<BundleQuery>,
+) -> Result<Json<ImageBundle>, Answer> {
+    let order = order(query.enrolment.as_deref().unwrap_or("zeroTouch,eve"))?;
+    Ok(Json(fleet.image_bundle(&order)))
+}
+
+fn order(text: &str) -> Result<Vec<EnrolmentWay>, Answer> {
+    let mut order = Vec::new();
+    for word in text.split(',') {
+        let way = match word {
+            "zeroTouch" => EnrolmentWay::ZeroTouch,
+            "eve" => EnrolmentWay::Eve,
+            _ => {
+                let message = "must be zeroTouch, eve, or both with a comma between";
+                return Err(Answer::bad_request(
+                    "the order of enrolment cannot be read",
+                    vec![FieldError::new("enrolment", message)],
+                ));
+            }
+        };
+        if !order.contains(&way) {
+            order.push(way);
+        }
+    }
+    Ok(order)
 }
 
 pub(super) async fn console(

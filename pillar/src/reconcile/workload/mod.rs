@@ -4,7 +4,6 @@
 
 pub mod app;
 pub mod bundle;
-pub mod cpio;
 pub mod guest;
 pub mod life;
 pub mod namespaces;

@@ -10,16 +10,17 @@
 //! ```
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use guest_api::cpio::Archive;
 use guest_api::{CONTROL_PORT, SPEC_PATH, VolumeMount};
 use hypervisor_api::config::{
     Boot, Console, Disk, DiskFormat, MAX_COMMAND_LINE, Net, VmConfig, Vsock,
 };
 
-use super::cpio::Archive;
 use super::life::GRACE;
 use super::seed;
 use super::start::{Start, StartDisk, StartKind, hostname};
@@ -258,9 +259,9 @@ fn to_disk(disk: &StartDisk, serial: &str) -> Disk {
 }
 
 /// The container's spec with its further disks; they follow `vda` (root) and `vdb` (scratch).
-fn container_archive(start: &Start) -> Option<Vec<u8>> {
+fn container_archive(start: &Start) -> io::Result<Option<Vec<u8>>> {
     let StartKind::Microvm { container, .. } = &start.kind else {
-        return None;
+        return Ok(None);
     };
     let mut container = container.clone();
     container.volumes = start
@@ -275,16 +276,11 @@ fn container_archive(start: &Start) -> Option<Vec<u8>> {
         })
         .collect();
     let mut archive = Archive::default();
-    let name = SPEC_PATH.trim_start_matches('/');
-    if let Some((dir, _)) = name.rsplit_once('/') {
-        archive.directory(dir, 0o700);
+    if let Some((dir, _)) = SPEC_PATH.rsplit_once('/') {
+        archive.folder(dir, 0o700);
     }
-    archive.file(
-        name,
-        0o600,
-        &serde_json::to_vec(&container).unwrap_or_default(),
-    );
-    Some(archive.finish())
+    archive.file(SPEC_PATH, 0o600, serde_json::to_vec(&container)?);
+    archive.to_bytes().map(Some).map_err(io::Error::other)
 }
 
 /// Writes the files that a monitor needs and makes them, and the app's disks, its own. Blocking.
@@ -301,7 +297,8 @@ pub fn prepare(start: &Start, paths: &Paths, app_dir: &Path) -> Result<(), FileE
             .map_err(|error| fail("writing", &files.config())(error.into()))?;
         give(&files.config(), &text, uid)?;
     }
-    if let Some(archive) = container_archive(start) {
+    let archive = container_archive(start).map_err(fail("making", &files.spec()))?;
+    if let Some(archive) = archive {
         give(&files.spec(), &archive, uid)?;
     }
     if let StartKind::Machine {

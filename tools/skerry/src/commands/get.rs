@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use operator_api::{List, ObjectMeta, WatchEvent, WatchEventType};
+use operator_api::{Boot, Device, List, Object as _, ObjectMeta, WatchEvent, WatchEventType};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -52,7 +52,7 @@ async fn show(
     }
     // One object by name is shown as itself, everything else as a list.
     let single = match selections {
-        [selection] if selection.names.len() == 1 => {
+        [selection] if selection.names.len() == 1 && selection.kind.name != Boot::KIND => {
             all.first().and_then(|(_, objects)| objects.first())
         }
         _ => None,
@@ -87,6 +87,9 @@ async fn show(
 /// The objects of a selection as they are now.
 pub async fn fetch(client: &Client, selection: &Selection) -> Result<Vec<Value>, Failure> {
     let kind = selection.kind;
+    if kind.name == Boot::KIND {
+        return boots(client, selection).await;
+    }
     if selection.names.is_empty() {
         let what = format!("get {}", kind.collection);
         let list = client.get(kind.collection, &[], &what).await?;
@@ -102,6 +105,28 @@ pub async fn fetch(client: &Client, selection: &Selection) -> Result<Vec<Value>,
         objects.push(client.get(&kind.path(name), &[], &what).await?);
     }
     Ok(objects)
+}
+
+/// Boots are found by their device.
+async fn boots(client: &Client, selection: &Selection) -> Result<Vec<Value>, Failure> {
+    if selection.names.is_empty() {
+        return Err(Failure::usage(
+            "the boots of which device? Write `skerry get boots DEVICE`",
+        ));
+    }
+    let devices = Kind::find(Device::COLLECTION)
+        .ok_or_else(|| Failure::error("devices are no kind of object"))?;
+    let mut all = Vec::new();
+    for device in &selection.names {
+        let what = format!("get the boots of device {device}");
+        let path = format!("{}/{}", devices.path(device), Boot::COLLECTION);
+        let list = client.get(&path, &[], &what).await?;
+        let list: List<Value> = serde_json::from_value(list).map_err(|error| {
+            Failure::error(format!("{what}: {} gave no list: {error}", client.server()))
+        })?;
+        all.extend(list.items);
+    }
+    Ok(all)
 }
 
 /// What every object carries.

@@ -1,7 +1,9 @@
 //! The commands, one module each.
 
+mod admit;
 mod app;
 mod apply;
+mod believe;
 mod console;
 mod content;
 mod context;
@@ -18,7 +20,12 @@ pub mod wait;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, Command, ContentCommand, ImageCommand};
+use operator_api::WaitingVerb;
+
+use crate::cli::{
+    Cli, Command, ContentCommand, ImageCommand, MakersCommand, ManifestCommand, PolicyCommand,
+    ReferenceCommand,
+};
 use crate::client::Client;
 use crate::context::{Config, Environment};
 use crate::failure::Failure;
@@ -38,6 +45,16 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Console(args) => console::run(args, context),
         Command::Wait(args) => wait::run(args, context),
         Command::App(command) => app::run(command, context),
+        Command::Manifest(ManifestCommand::Import(args)) => admit::import(args, context),
+        Command::Manifest(ManifestCommand::Trust(args)) => admit::trust(args, context),
+        Command::Approve(args) => admit::decide(WaitingVerb::Approve, args, context),
+        Command::Deny(args) => admit::decide(WaitingVerb::Deny, args, context),
+        Command::Revoke(args) => admit::revoke(args, context),
+        Command::Policy(PolicyCommand::Accept(args)) => believe::accept(args, context),
+        Command::Reference(ReferenceCommand::Import(args)) => {
+            believe::import_reference(args, context)
+        }
+        Command::Makers(MakersCommand::Import(args)) => believe::import_makers(args, context),
         Command::Image(ImageCommand::Build(args)) => image::build(args, context),
         Command::Content(ContentCommand::Push(args)) => content::push(args),
         Command::Version => version::run(),

@@ -157,6 +157,15 @@ fn scalar(value: &Value) -> Option<String> {
         Value::String(text) => Some(text.clone()),
         Value::Array(items) if items.iter().any(Value::is_object) => None,
         Value::Array(items) if items.iter().any(Value::is_array) => Some(value.to_string()),
+        // Sentences stand on lines of their own.
+        Value::Array(items)
+            if items
+                .iter()
+                .any(|item| item.as_str().is_some_and(|text| text.contains(' '))) =>
+        {
+            let lines: Vec<String> = items.iter().filter_map(scalar).collect();
+            Some(lines.join("\n"))
+        }
         Value::Array(items) => Some(
             items
                 .iter()

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use operator_api::{
-    App, AppPhase, AppType, Condition, Datastore, DatastoreType, Device, Isolation, Object,
+    App, AppPhase, AppType, Attestation, AttestationPolicy, Boot, BootOccasion, BootReference,
+    Condition, Datastore, DatastoreType, Device, EnrolmentRule, Isolation, MachineMatch, Manifest,
+    Object, TpmMaker, TrustedKey, VerdictOutcome, WaitingMachine,
 };
 use serde_json::Value;
 
@@ -140,8 +142,7 @@ impl Viewed for Device {
 
 /// What its attestation came to, and how strong the proof of identity is: `trusted, bronze`.
 fn trust(device: &Device) -> String {
-    let attestation = &device.status.attestation;
-    format!("{}, {}", attestation.conclusion, attestation.level)
+    attested(&device.status.attestation)
 }
 
 /// The first address of an interface that leads outside, or else of any.
@@ -252,11 +253,221 @@ impl Viewed for Datastore {
     }
 }
 
+impl Viewed for WaitingMachine {
+    fn columns() -> Vec<Column<Self>> {
+        vec![
+            column("NAME", name),
+            column("PHASE", |machine, _| machine.phase()),
+            column("WORDS", |machine, _| machine.status.words.clone()),
+            column("LEVEL", |machine, _| machine.status.level.to_string()),
+            column("MODEL", |machine, _| {
+                machine.status.hardware.product.clone()
+            }),
+            column("SERIAL", |machine, _| {
+                machine.status.hardware.serial.clone()
+            }),
+            column("SEEN", |machine, now| ago(machine.status.last_seen, now)),
+            column("RESEMBLES", |machine, _| machine.status.resembles.join(",")),
+            wide("AGE", |machine, now| ago(machine.status.first_seen, now)),
+            wide("MAKER", |machine, _| {
+                machine.status.hardware.manufacturer.clone()
+            }),
+            wide("REASON", |machine, _| machine.status.reason.clone()),
+            wide("ID", |machine, _| machine.status.machine_id.clone()),
+        ]
+    }
+
+    fn phase(&self) -> String {
+        self.status.decision.to_string()
+    }
+
+    fn message(&self) -> &str {
+        &self.status.reason
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        &self.status.conditions
+    }
+}
+
+/// A kind without phases, by its columns.
+macro_rules! plain {
+    ($kind:ty, $columns:expr) => {
+        impl Viewed for $kind {
+            fn columns() -> Vec<Column<Self>> {
+                $columns
+            }
+
+            fn phase(&self) -> String {
+                String::new()
+            }
+
+            fn conditions(&self) -> &[Condition] {
+                &self.status.conditions
+            }
+        }
+    };
+}
+
+plain!(
+    Manifest,
+    vec![
+        column("NAME", name),
+        column("MACHINES", |manifest, _| manifest
+            .status
+            .machines
+            .to_string()),
+        column("ENROLLED", |manifest, _| manifest
+            .status
+            .enrolled
+            .to_string()),
+        column("SIGNED BY", |manifest, _| manifest.status.signed_by.clone()),
+        column("AGE", made),
+        wide("DIGEST", |manifest, _| manifest.status.digest.clone()),
+    ]
+);
+plain!(
+    EnrolmentRule,
+    vec![
+        column("NAME", name),
+        column("PRIORITY", |rule, _| rule.spec.priority.to_string()),
+        column("EFFECT", |rule, _| rule.spec.effect.to_string()),
+        column("MATCH", |rule, _| terms(&rule.spec.matching)),
+        column("UNTIL", |rule, _| rule
+            .spec
+            .until
+            .map(|until| until.to_string())
+            .unwrap_or_default()),
+        column("AGE", made),
+    ]
+);
+plain!(TrustedKey, vec![column("NAME", name), column("AGE", made)]);
+plain!(
+    TpmMaker,
+    vec![
+        column("NAME", name),
+        column("CERTIFICATES", |maker, _| maker
+            .spec
+            .certificates
+            .matches("-----BEGIN CERTIFICATE-----")
+            .count()
+            .to_string()),
+        column("AGE", made),
+    ]
+);
+plain!(
+    AttestationPolicy,
+    vec![
+        column("NAME", name),
+        column("MAKER", |policy, _| any(&policy.spec.machines.manufacturer)),
+        column("MODEL", |policy, _| any(&policy.spec.machines.product)),
+        column("SECURE BOOT", |policy, _| {
+            if policy.spec.require_secure_boot {
+                "required".to_owned()
+            } else {
+                String::new()
+            }
+        }),
+        column("FIRMWARES", |policy, _| policy
+            .spec
+            .firmware
+            .len()
+            .to_string()),
+        column("MAX AGE", |policy, _| format!(
+            "{}m",
+            policy.spec.max_age_minutes
+        )),
+        column("AGE", made),
+    ]
+);
+plain!(
+    BootReference,
+    vec![
+        column("NAME", name),
+        column("VERSION", |reference, _| reference
+            .status
+            .image_version
+            .clone()),
+        column("VARIANT", |reference, _| reference.status.variant.clone()),
+        column("AGE", made),
+        wide("KEY", |reference, _| reference.status.release_key.clone()),
+    ]
+);
+plain!(
+    Boot,
+    vec![
+        column("NAME", name),
+        column("OCCASION", |boot, _| match boot.status.occasion {
+            BootOccasion::Enrolment => "enrolment".to_owned(),
+            BootOccasion::Attestation => "attestation".to_owned(),
+        }),
+        column("TRUST", |boot, _| attested(&boot.status.attestation)),
+        column("FAILED", |boot, _| failed(&boot.status.attestation)),
+        column("RESETS", |boot, _| boot
+            .status
+            .reset_count
+            .map(|count| count.to_string())
+            .unwrap_or_default()),
+        column("SEEN", |boot, now| ago(boot.status.attestation.time, now)),
+        wide("DIFFERENCES", |boot, _| boot
+            .status
+            .attestation
+            .differences
+            .len()
+            .to_string()),
+        wide("FIRMWARE", |boot, _| boot
+            .status
+            .firmware
+            .as_ref()
+            .map(|firmware| firmware.version.clone())
+            .unwrap_or_default()),
+    ]
+);
+
+/// A pattern; what is left out fits everything.
+fn any(pattern: &Option<String>) -> String {
+    pattern.clone().unwrap_or_else(|| "*".to_owned())
+}
+
+/// What a rule asks, in one line.
+fn terms(matching: &MachineMatch) -> String {
+    let mut terms: Vec<String> = [
+        ("manufacturer", &matching.manufacturer),
+        ("product", &matching.product),
+        ("serial", &matching.serial),
+        ("endorsementIssuer", &matching.endorsement_issuer),
+    ]
+    .into_iter()
+    .filter_map(|(key, pattern)| Some(format!("{key}={}", pattern.as_ref()?)))
+    .collect();
+    terms.extend(
+        matching
+            .certified
+            .map(|certified| format!("certified={certified}")),
+    );
+    terms.join(",")
+}
+
+fn attested(attestation: &Attestation) -> String {
+    format!("{}, {}", attestation.conclusion, attestation.level)
+}
+
+/// The checks that failed.
+fn failed(attestation: &Attestation) -> String {
+    let failed: Vec<&str> = attestation
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.outcome == VerdictOutcome::Failed)
+        .map(|verdict| verdict.check.as_str())
+        .collect();
+    failed.join(",")
+}
+
 /// Colour of a cell in the column PHASE.
 pub fn phase_paint(cell: &str) -> Paint {
     match cell.split(' ').next().unwrap_or_default() {
-        "Online" | "Running" => Paint::Green,
-        "Offline" | "Refused" | "Failed" => Paint::Red,
+        "Online" | "Running" | "Approved" => Paint::Green,
+        "Offline" | "Refused" | "Revoked" | "Denied" | "Failed" => Paint::Red,
         "Stopped" | "" => Paint::Plain,
         _ => Paint::Yellow,
     }

@@ -5,7 +5,19 @@ use serde_json::{Map, Value};
 use super::{GENERATED, cell, table};
 
 /// Objects come first, in the order in which people meet them; the parts of all follow by name.
-const FIRST: [&str; 3] = ["Device", "App", "Datastore"];
+const FIRST: [&str; 11] = [
+    "Device",
+    "App",
+    "Datastore",
+    "Manifest",
+    "EnrolmentRule",
+    "WaitingMachine",
+    "TrustedKey",
+    "TpmMaker",
+    "AttestationPolicy",
+    "BootReference",
+    "Boot",
+];
 
 /// The page.
 pub fn markdown(document: &Value) -> String {

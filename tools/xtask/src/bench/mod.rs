@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::e2e::empty;
+use crate::files::empty;
 use crate::leftovers;
+use crate::nesting;
 use crate::progress::print;
+use crate::site::Built;
 
 /// Where benches keep their things.
 const FOLDER: &str = "target/bench";
@@ -50,7 +52,7 @@ impl Row {
 struct Bench {
     name: &'static str,
     about: &'static str,
-    run: fn(&Path) -> Result<Vec<Row>>,
+    run: fn(&Built, &Path) -> Result<Vec<Row>>,
 }
 
 const BENCHES: &[Bench] = &[
@@ -61,7 +63,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "boot",
-        about: "power-on to enrolled, and against a stock Debian",
+        about: "power-on to enrolled, against the demo's minimal Debian 12 to its login",
         run: boot::run,
     },
 ];
@@ -93,10 +95,13 @@ pub fn run(names: &[String], json: Option<&PathBuf>) -> Result<bool> {
     }
     leftovers::end(FOLDER)?;
     leftovers::end_when_interrupted(FOLDER)?;
+    let built = Built::make()?;
+    nesting::prove_once(&built.parts, &Path::new(FOLDER).join("nesting"))?;
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for bench in chosen {
         // What an earlier run left was made for servers that are gone.
-        let outcome = empty(&Path::new(FOLDER).join(bench.name)).and_then(|dir| (bench.run)(&dir));
+        let outcome =
+            empty(&Path::new(FOLDER).join(bench.name)).and_then(|dir| (bench.run)(&built, &dir));
         match outcome {
             Ok(measured) => rows.extend(measured),
             Err(error) => {

@@ -1,5 +1,6 @@
 //! The main job: from a USB stick to a running VM and a running container.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -7,13 +8,8 @@ use anyhow::{Context, Result, ensure};
 use super::Story;
 use super::disk::Disk;
 use super::story::PATIENCE;
-use crate::site::{LOGIN, Machine, http_get, manifest};
-
-/// What nobody finds on a production box: shells, remote logins, package managers.
-const ABSENT: [&str; 14] = [
-    "sh", "bash", "dash", "ash", "ksh", "zsh", "busybox", "ssh", "sshd", "dropbear", "apt",
-    "apt-get", "dpkg", "rpm",
-];
+use crate::images::bare;
+use crate::site::{LOGIN, Machine, manifest};
 
 pub fn run(story: &Story) -> Result<()> {
     let yard = story.yard;
@@ -71,26 +67,41 @@ pub fn run(story: &Story) -> Result<()> {
     logs(story)?;
     console(story)?;
 
-    story.delete_apps(&["web"])?;
-    let address = pc.app_address(8080)?;
-    story.until("web is gone", || {
-        ensure!(http_get(&address).is_err(), "web still answers");
+    // A report that is older than the apps would show no monitor either.
+    story.until("the monitors of web and debian are reported", || {
+        let count = monitors(story, &device)?;
+        ensure!(count > 0, "no monitor among the reported processes");
         Ok(())
     })?;
+    story.delete_and_see(&mut pc, &[("web", 8080)])?;
     story.step("web is deleted, and its port is closed");
     story.answers(&mut pc, "native", 8081, "hello from native")?;
-    story.delete_apps(&["native", "debian"])?;
-    for port in [8081, 8082] {
-        let address = pc.app_address(port)?;
-        story.until(&format!("nothing answers on port {port} any more"), || {
-            ensure!(http_get(&address).is_err(), "an app still answers");
-            Ok(())
-        })?;
-    }
-    story.step("all apps are gone");
+    story.delete_and_see(&mut pc, &[("native", 8081), ("debian", 8082)])?;
+    story.until("no monitor runs any more", || {
+        let count = monitors(story, &device)?;
+        ensure!(count == 0, "{count} of the reported processes are monitors");
+        Ok(())
+    })?;
+    story.step("all apps are gone, and so are their monitors");
     pc.press_power()?;
     story.step("the box powers itself off at a press of its button");
     Ok(())
+}
+
+/// How many monitors are among the processes that the device reported last.
+fn monitors(story: &Story, device: &str) -> Result<usize> {
+    let object = story.yard.site().operator.get("device", device)?;
+    let processes = object["status"]["memory"]["processes"]
+        .as_array()
+        .context("no process is reported yet")?;
+    ensure!(
+        processes.iter().any(|process| process["name"] == "pillar"),
+        "not even the agent is reported: {processes:?}"
+    );
+    Ok(processes
+        .iter()
+        .filter(|process| process["name"] == "skerry-vmm")
+        .count())
 }
 
 /// The same machine from a raw disk: a gigabyte to carry instead of a tenth of it, which is why it has a test of its own.
@@ -131,7 +142,10 @@ fn image_is_bare(story: &Story) -> Result<()> {
             names.len()
         );
     }
-    let found: Vec<_> = ABSENT.iter().filter(|name| names.contains(*name)).collect();
+    let found: Vec<_> = names
+        .iter()
+        .filter(|name| bare::is_forbidden(Path::new(name)))
+        .collect();
     ensure!(found.is_empty(), "the host image has {found:?}");
     story.step(format!(
         "the host image has no shell, no ssh, no package manager among its {} files",

@@ -4,6 +4,7 @@
 //! It ends with `PASS name seconds` or `FAIL name reason`.
 
 mod attacks;
+mod chance;
 mod disk;
 mod enrolment;
 mod faults;
@@ -18,10 +19,12 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
-pub use story::{Story, empty};
+pub use story::Story;
 pub use yard::Yard;
 
+use crate::files::empty;
 use crate::leftovers;
+use crate::nesting;
 use crate::progress::print;
 use crate::site::Built;
 
@@ -79,13 +82,13 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "power-cut-deploy",
-        about: "power cut at each stage of enrolling and deploying: everything comes back",
+        about: "power cut at each stage of enrolling and deploying, and ten times by chance: everything comes back",
         essential: false,
         run: Play::Machines(faults::power_cut),
     },
     Test {
         name: "power-cut-short",
-        about: "the short form of power-cut-deploy: two cuts",
+        about: "the short form of power-cut-deploy: four cuts, two of them at moments of chance",
         essential: true,
         run: Play::Machines(faults::power_cut_short),
     },
@@ -97,7 +100,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "second-box",
-        about: "two boxes from one stick have identities of their own",
+        about: "two boxes from one stick, on at once, have identities of their own",
         essential: true,
         run: Play::Machines(faults::second_box),
     },
@@ -231,7 +234,7 @@ fn run_tests(tests: &[&Test]) -> Result<Outcome> {
         leftovers::end_when_interrupted(FOLDER)?;
         let built = Built::make()?;
         let parent = empty(Path::new(FOLDER))?;
-        let accelerator = hypervisor::prove_nesting(&built.parts, &parent.join("nesting"))?;
+        let accelerator = nesting::prove(&built.parts, &parent.join("nesting"))?;
         println!("guests run in the emulated PC; accelerator: {accelerator}");
         let yard = Yard::open(&built, &parent.join("yard"))?;
         Ok((parent, yard))

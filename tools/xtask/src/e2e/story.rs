@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::yard::Yard;
+use crate::files::empty;
 use crate::site::{Machine, http_get};
 
 /// Long enough for the slowest thing on a busy build machine.
@@ -156,18 +157,26 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
+    /// Deletes apps, and waits until nothing answers at their ports and none of them is listed.
+    pub fn delete_and_see(&self, pc: &mut Machine, apps: &[(&str, u16)]) -> Result<()> {
+        for (name, port) in apps {
+            self.delete_apps(&[name])?;
+            let address = pc.app_address(*port)?;
+            self.until(&format!("nothing answers on port {port} any more"), || {
+                ensure!(http_get(&address).is_err(), "{name} still answers");
+                let left = self.yard.site().operator.list("apps")?;
+                ensure!(
+                    left.iter().all(|app| app["metadata"]["name"] != *name),
+                    "{name} is still listed"
+                );
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Removes disks and images of a test that passed; they are large.
     pub fn clean_up(&self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-/// An empty folder.
-pub fn empty(dir: &Path) -> Result<PathBuf> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("emptying {}", dir.display()))?;
-    }
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    dir.canonicalize()
-        .with_context(|| format!("finding {}", dir.display()))
 }

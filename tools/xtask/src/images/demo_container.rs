@@ -12,9 +12,10 @@ use imaging::digest::Digest;
 use serde_json::{Value, json};
 
 use super::archive::{self, Versions, parse_list};
-use super::command::run;
-use super::host::write;
-use super::store::{Key, Store};
+use super::recipe;
+use super::store::Store;
+use crate::command::run;
+use crate::files::write;
 
 const FOLDER: &str = "images/demo-container";
 pub const LOCK: &str = "images/demo-container/packages.lock";
@@ -42,7 +43,7 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
         .context("reading the container's package list")?;
     let names = parse_list(&list).remove("").unwrap_or_default();
     let lock = archive::settle(store, &names, Path::new(LOCK), versions)?;
-    let mut key = Key::new("demo container 1").file(&folder.join("serve"))?;
+    let mut key = recipe::DEMO_CONTAINER.key()?.file(&folder.join("serve"))?;
     for package in lock.packages.values() {
         key = key.with("package", package.sha256.bytes());
     }

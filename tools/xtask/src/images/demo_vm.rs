@@ -12,10 +12,11 @@ use anyhow::{Context, Result, bail};
 use imaging::digest::Digest;
 
 use super::archive::{self, Versions, parse_list};
-use super::command::{run, run_logged};
-use super::host::write;
 use super::lock::Lock;
-use super::store::{Key, Store};
+use super::recipe;
+use super::store::Store;
+use crate::command::{run, run_logged};
+use crate::files::write;
 use crate::progress::Step;
 
 const FOLDER: &str = "images/demo-vm";
@@ -35,7 +36,8 @@ pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
         .context("reading the machine's package list")?;
     let names = parse_list(&list).remove("").unwrap_or_default();
     let lock = settle(store, &names, versions)?;
-    let mut key = Key::new("demo vm 1")
+    let mut key = recipe::DEMO_VM
+        .key()?
         .with("packages", names.join(" ").as_bytes())
         .tree(&Path::new(FOLDER).join("overlay"))?;
     for package in lock.packages.values() {

@@ -1,17 +1,21 @@
 //! Images: host, installer, guest side, demo content. Everything lands in `target/images/` as the docs page "Contracts
-//! between the parts" says; finished steps lie in the user's cache, by content ([`store`]).
+//! between the parts" says; finished steps lie in the user's cache, by content
+//! ([`store`]): of what goes into a step, and of what makes it ([`recipe`]).
 
 mod archive;
-mod command;
-pub mod cpio;
+pub mod bare;
 mod demo_container;
 mod demo_vm;
-mod guest;
+mod guest_kernel;
 mod host;
+mod initramfs;
 mod lock;
 mod modules;
 mod prune;
-mod store;
+pub mod recipe;
+mod reference;
+mod release_key;
+pub mod store;
 mod tree;
 mod uki;
 
@@ -22,6 +26,7 @@ use anyhow::{Context, Result, bail};
 use imaging::parts::{Variant, Version};
 
 use crate::build;
+use crate::files;
 use crate::progress::{Step, say};
 use archive::Versions;
 use store::Store;
@@ -100,9 +105,9 @@ pub fn build(options: &Options) -> Result<PathBuf> {
         } else {
             &[demo_container::LOCK, demo_vm::LOCK]
         };
-        archive::fetch_locks(&store, &[&[guest::LOCK, host::LOCK], demo].concat())?;
+        archive::fetch_locks(&store, &[&[guest_kernel::LOCK, host::LOCK], demo].concat())?;
     }
-    let guest_kernel = guest::kernel(&store, versions)?;
+    let guest_kernel = guest_kernel::build(&store, versions)?;
     let base = host::base(&store, options.variant, versions)?;
     if !options.no_demo {
         publish(&demo_container::build(&store, versions)?, "demo-container")?;
@@ -126,6 +131,7 @@ pub fn build(options: &Options) -> Result<PathBuf> {
         to.display()
     ));
     host::tell_sizes(&parts);
+    reference::write(&to, &parts)?;
     Ok(to)
 }
 
@@ -146,7 +152,7 @@ fn contents(programs: Option<&Path>, guest_kernel: PathBuf) -> Result<host::Cont
         initrd: fixed.join("initrd"),
         installer: fixed.join("installer"),
         guest_kernel,
-        guest_initramfs: guest::initramfs(&fixed.join("guest-init"))?,
+        guest_initramfs: initramfs::guest(&fixed.join("guest-init"))?,
     })
 }
 
@@ -186,12 +192,12 @@ fn publish(made: &Path, name: &str) -> Result<()> {
         return Ok(());
     }
     if to.exists() {
-        prune::remove(&to)?;
+        files::remove(&to)?;
     }
-    for (path, kind) in store::walk(made)? {
-        if kind != store::Kind::Folder {
-            host::put(&made.join(&path), &to.join(&path))?;
+    for (path, kind) in files::walk(made)? {
+        if kind != files::Kind::Folder {
+            files::put(&made.join(&path), &to.join(&path))?;
         }
     }
-    host::write(&marker, origin).context("noting where content came from")
+    files::write(&marker, origin).context("noting where content came from")
 }

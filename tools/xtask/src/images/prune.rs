@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::files::remove;
+
 /// One line of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
@@ -69,19 +71,6 @@ pub fn apply(root: &Path, rules: &[Rule]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Removes a file, a link or a folder with all in it.
-pub fn remove(path: &Path) -> Result<()> {
-    let kind = path
-        .symlink_metadata()
-        .with_context(|| format!("looking at {}", path.display()))?;
-    let removed = if kind.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
-    removed.with_context(|| format!("removing {}", path.display()))
 }
 
 /// What is in a folder and not in the list; names in the list that are not in the folder are an error.
@@ -188,7 +177,7 @@ mod tests {
             &parse("var\nusr/lib/*.a\nonly usr/bin: b\n", "debug"),
         )
         .unwrap();
-        let left: Vec<String> = super::super::store::walk(dir.path())
+        let left: Vec<String> = crate::files::walk(dir.path())
             .unwrap()
             .iter()
             .map(|(p, _)| p.display().to_string())

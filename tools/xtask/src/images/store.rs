@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use imaging::digest::{Digest, Hasher};
 
 use crate::cache;
+use crate::files::{Kind, walk};
 
 /// Results kept of one step; the least recently used go first.
 const KEPT: usize = 4;
@@ -20,9 +21,9 @@ const KEPT: usize = 4;
 pub struct Key(Hasher);
 
 impl Key {
-    /// A key for a step; `recipe` changes whenever the step's code gives another result for the same inputs.
-    pub fn new(recipe: &str) -> Key {
-        Key(Hasher::new()).with("recipe", recipe.as_bytes())
+    /// A key for a step of this name. What makes the step's result is put in by [`super::recipe`].
+    pub fn new(step: &str) -> Key {
+        Key(Hasher::new()).with("step", step.as_bytes())
     }
 
     pub fn with(mut self, label: &str, bytes: &[u8]) -> Key {
@@ -63,65 +64,6 @@ impl Key {
 
     fn finish(self) -> Digest {
         self.0.finish()
-    }
-}
-
-/// What lies at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Folder,
-    Link,
-    File { executable: bool },
-}
-
-/// Everything below `root`, as paths relative to it, sorted by name, parents first.
-pub fn walk(root: &Path) -> Result<Vec<(PathBuf, Kind)>> {
-    use std::os::unix::fs::PermissionsExt;
-    let mut found = Vec::new();
-    let mut open = vec![PathBuf::new()];
-    while let Some(folder) = open.pop() {
-        let full = root.join(&folder);
-        let entries = fs::read_dir(&full).with_context(|| format!("listing {}", full.display()))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("listing {}", full.display()))?;
-            let path = folder.join(entry.file_name());
-            let kind = entry
-                .file_type()
-                .with_context(|| format!("looking at {}", entry.path().display()))?;
-            if kind.is_dir() {
-                open.push(path.clone());
-                found.push((path, Kind::Folder));
-            } else if kind.is_symlink() {
-                found.push((path, Kind::Link));
-            } else if kind.is_file() {
-                let mode = entry
-                    .metadata()
-                    .with_context(|| format!("looking at {}", entry.path().display()))?
-                    .permissions()
-                    .mode();
-                found.push((
-                    path,
-                    Kind::File {
-                        executable: mode & 0o111 != 0,
-                    },
-                ));
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-impl PartialOrd for Kind {
-    fn partial_cmp(&self, other: &Kind) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Kind {
-    fn cmp(&self, _: &Kind) -> std::cmp::Ordering {
-        // Paths differ; this only completes the order of pairs.
-        std::cmp::Ordering::Equal
     }
 }
 

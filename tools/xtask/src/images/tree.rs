@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::command::run;
 use super::modules::Modules;
 use super::prune::{self, Rule};
-use super::store::{Kind, walk};
+use crate::command::run;
+use crate::files::{Kind, link, remove, walk};
 
 /// Folder of shared libraries, and those in it that are opened by name at run time.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -56,14 +56,6 @@ pub fn unpack(debs: &[PathBuf], root: &Path, progress: &mut dyn FnMut(usize)) ->
     Ok(())
 }
 
-/// Makes a symbolic link, and the folders that it lies in.
-pub fn link(path: &Path, target: &str) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    std::os::unix::fs::symlink(target, path).with_context(|| format!("linking {}", path.display()))
-}
-
 /// The kernel's version: the one folder of usr/lib/modules.
 pub fn kernel_version(root: &Path) -> Result<String> {
     let folder = root.join("usr/lib/modules");
@@ -75,9 +67,8 @@ pub fn kernel_version(root: &Path) -> Result<String> {
     }
 }
 
-/// Reads the modules that the kernel's package brought.
+/// Reads the modules that the tree holds, from depmod's index.
 pub fn modules(root: &Path, version: &str) -> Result<Modules> {
-    run(Command::new("depmod").arg("-b").arg(root).arg(version))?;
     let folder = root.join("usr/lib/modules").join(version);
     let read = |name: &str| {
         fs::read_to_string(folder.join(name))
@@ -91,6 +82,7 @@ pub fn modules(root: &Path, version: &str) -> Result<Modules> {
 
 /// Keeps the chosen modules, unpacked, and makes the index that modprobe and udev read.
 pub fn keep_modules(root: &Path, version: &str, wanted: &[String]) -> Result<()> {
+    run(Command::new("depmod").arg("-b").arg(root).arg(version))?;
     let chosen: BTreeSet<String> = modules(root, version)?
         .choose(wanted)?
         .into_iter()
@@ -105,7 +97,7 @@ pub fn keep_modules(root: &Path, version: &str, wanted: &[String]) -> Result<()>
         if chosen.contains(&name) {
             packed.push(folder.join(name));
         } else {
-            prune::remove(&folder.join(name))?;
+            remove(&folder.join(name))?;
         }
     }
     // squashfs packs them better than xz does one by one, and loads them faster.
@@ -127,7 +119,7 @@ pub fn keep_modules(root: &Path, version: &str, wanted: &[String]) -> Result<()>
     ] {
         let path = folder.join(name);
         if path.exists() {
-            prune::remove(&path)?;
+            remove(&path)?;
         }
     }
     Ok(())
@@ -137,7 +129,7 @@ fn remove_empty_folders(root: &Path) -> Result<()> {
     for (path, kind) in walk(root)?.into_iter().rev() {
         let full = root.join(path);
         if kind == Kind::Folder && fs::read_dir(&full)?.next().is_none() {
-            prune::remove(&full)?;
+            remove(&full)?;
         }
     }
     Ok(())
@@ -192,7 +184,7 @@ pub fn prune(root: &Path, rules: &[Rule]) -> Result<()> {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
         if kind != Kind::Folder && !wanted.contains(&name) {
-            prune::remove(&folder.join(path))?;
+            remove(&folder.join(path))?;
         }
     }
     remove_empty_folders(&folder)

@@ -6,6 +6,9 @@
 //! image: | the same, four entries more                     | .text .data ... | .osrel | .cmdline | .linux | .initrd |
 //! ```
 //!
+//! What stands behind the stub's sections (its symbols) is left out: no section holds it, and with it in between firmware and signing
+//! tools would not agree on the image's Authenticode digest (see `imaging::pe`).
+//!
 //! The table is extended in place, so the result depends on nothing but its inputs: no times, no tool's version.
 
 use anyhow::{Context, Result, bail};
@@ -42,6 +45,7 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
     let end_of_table = table + (count + sections.len()) * ENTRY;
     let mut end_in_memory = 0;
     let mut start_of_data = headers;
+    let mut end_of_data = headers;
     for index in 0..count {
         let entry = table + index * ENTRY;
         end_in_memory = end_in_memory.max(
@@ -50,6 +54,7 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
         let data = u32_at(stub, entry + 20)? as usize;
         if data != 0 {
             start_of_data = start_of_data.min(data);
+            end_of_data = end_of_data.max(data + u32_at(stub, entry + 16)? as usize);
         }
     }
     if end_of_table > start_of_data {
@@ -58,7 +63,10 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
             sections.len()
         );
     }
-    let mut image = stub.to_vec();
+    let mut image = stub
+        .get(..end_of_data)
+        .context("the stub is cut short")?
+        .to_vec();
     for (index, section) in sections.iter().enumerate() {
         let address = end_in_memory.next_multiple_of(section_alignment);
         image.resize(image.len().next_multiple_of(file_alignment), 0);
@@ -94,6 +102,8 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
     put(&mut image, pe + 6, &all.to_le_bytes())?;
     // No time of linking, and no checksum: firmware looks at neither for applications.
     put(&mut image, pe + 8, &[0; 4])?;
+    // No table of symbols: its place and their number.
+    put(&mut image, pe + 12, &[0; 8])?;
     put(&mut image, optional + 64, &[0; 4])?;
     put(
         &mut image,
@@ -124,19 +134,22 @@ fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A PE32+ image with one section of 512 bytes and a header of `room` bytes.
-    fn stub(room: usize) -> Vec<u8> {
+    pub(in crate::images) fn stub(room: usize) -> Vec<u8> {
         let mut image = vec![0; room + 512];
+        put(&mut image, 0, b"MZ").unwrap();
         put(&mut image, 0x3c, &0x40u32.to_le_bytes()).unwrap();
         put(&mut image, 0x40, b"PE\0\0").unwrap();
         put(&mut image, 0x46, &1u16.to_le_bytes()).unwrap();
         put(&mut image, 0x54, &240u16.to_le_bytes()).unwrap();
         let optional = 0x58;
         for (at, value) in [
-            (32, 0x1000u32),
+            (0, 0x20bu32),
+            (108, 16),
+            (32, 0x1000),
             (36, 0x200),
             (56, 0x2000),
             (60, room as u32),
@@ -179,6 +192,21 @@ mod tests {
         assert_eq!(&image[2048..2048 + 0x1801], &kernel[..]);
         assert_eq!(u32_at(&image, 0x58 + 56).unwrap(), 0x5000);
         assert_eq!(image.len() % 512, 0);
+    }
+
+    #[test]
+    fn nothing_lies_between_sections_that_belongs_to_none() {
+        let mut with_symbols = stub(1024);
+        put(&mut with_symbols, 0x40 + 12, &1536u32.to_le_bytes()).unwrap();
+        with_symbols.extend(b"symbols");
+        let sections = [Section {
+            name: ".linux",
+            bytes: b"kernel",
+        }];
+        let image = assemble(&with_symbols, &sections).unwrap();
+        assert_eq!(image, assemble(&stub(1024), &sections).unwrap());
+        let read = imaging::pe::Image::parse(&image).unwrap();
+        assert_eq!(read.section(".linux"), Ok(Some(&b"kernel"[..])));
     }
 
     #[test]

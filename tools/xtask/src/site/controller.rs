@@ -1,6 +1,5 @@
 //! The real `skerry-controller` on its embedded store.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +9,7 @@ use super::process::Server;
 use super::{HOST_FROM_BOX, free_port};
 
 pub struct Controller {
-    server: Option<Server>,
+    server: Server,
     program: PathBuf,
     dir: PathBuf,
     port: u16,
@@ -21,7 +20,7 @@ impl Controller {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let port = free_port()?;
         let mut controller = Controller {
-            server: None,
+            server: Server::new("skerry-controller", port, dir.join("log")),
             program: programs.join("skerry-controller"),
             dir: dir.to_owned(),
             port,
@@ -32,30 +31,22 @@ impl Controller {
 
     /// Starts it again, on the same port and with the same store.
     pub fn resume(&mut self) -> Result<()> {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let address = self.server.address().to_string();
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--data").arg(&self.dir).args([
             "--listen",
-            &address.to_string(),
+            &address,
             "--name",
             &format!("{HOST_FROM_BOX}:{}", self.port),
             "--name",
-            &address.to_string(),
+            &address,
         ]);
-        self.server = Some(Server::start(
-            "skerry-controller",
-            &mut command,
-            address,
-            &self.dir.join("log"),
-        )?);
-        Ok(())
+        self.server.start(&mut command)
     }
 
     /// Takes it off the network.
     pub fn stop(&mut self) -> Result<()> {
-        self.server
-            .take()
-            .map_or(Ok(()), |mut server| server.stop())
+        self.server.stop()
     }
 
     pub fn url(&self) -> String {
@@ -67,8 +58,6 @@ impl Controller {
     }
 
     pub fn detach(self) {
-        if let Some(server) = self.server {
-            server.detach();
-        }
+        self.server.detach();
     }
 }

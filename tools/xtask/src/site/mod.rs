@@ -29,6 +29,7 @@ pub use operator::{LOGIN, Operator};
 pub use registry::Registry;
 
 use crate::build;
+use crate::files::empty;
 
 /// The address at which an emulated PC's user network reaches this machine (QEMU's user networking, `-netdev user`).
 pub const HOST_FROM_BOX: &str = "10.0.2.2";
@@ -76,11 +77,7 @@ impl Built {
 impl Site {
     /// Starts controller and registry with their state in `dir`, which is emptied first.
     pub fn start(built: &Built, dir: &Path) -> Result<Site> {
-        if dir.exists() {
-            std::fs::remove_dir_all(dir).with_context(|| format!("emptying {}", dir.display()))?;
-        }
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        let dir = dir.canonicalize()?;
+        let dir = empty(dir)?;
         let registry = Registry::start(&dir.join("registry"))?;
         let controller = Controller::start(&built.programs, &dir.join("controller"))?;
         let operator = Operator::log_in(&built.programs, &dir.join("operator"), &controller)?;

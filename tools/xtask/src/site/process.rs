@@ -1,9 +1,16 @@
 //! A server program that runs beside us: started, watched until it answers, ended with us.
+//!
+//! ```text
+//!        start            stop, drop
+//!   off -------> runs ------------------> off
+//!                 |  detach
+//!                 +--------> runs on without us
+//! ```
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,24 +19,36 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub struct Server {
-    name: String,
-    child: Option<Child>,
+    name: &'static str,
+    address: SocketAddr,
     log: PathBuf,
+    child: Option<Child>,
 }
 
 impl Server {
-    /// Starts a program and waits until its port takes connections. Its output goes to `log`.
-    pub fn start(
-        name: &str,
-        command: &mut Command,
-        address: SocketAddr,
-        log: &Path,
-    ) -> Result<Server> {
+    /// A server that is off. It will listen at this port of the loopback address; its output goes to `log`.
+    pub fn new(name: &'static str, port: u16, log: PathBuf) -> Server {
+        Server {
+            name,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            log,
+            child: None,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Starts it, anew if it runs, and waits until its port takes connections.
+    pub fn start(&mut self, command: &mut Command) -> Result<()> {
+        self.stop()?;
+        let (name, address) = (self.name, self.address);
         let file = File::options()
             .create(true)
             .append(true)
-            .open(log)
-            .with_context(|| format!("opening {}", log.display()))?;
+            .open(&self.log)
+            .with_context(|| format!("opening {}", self.log.display()))?;
         let child = command
             .process_group(0)
             .stdin(Stdio::null())
@@ -37,26 +56,22 @@ impl Server {
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {name} ({})", command.get_program().display()))?;
-        let mut server = Server {
-            name: name.to_owned(),
-            child: Some(child),
-            log: log.to_owned(),
-        };
+        self.child = Some(child);
         let deadline = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
-            if let Some(status) = server
+            if let Some(status) = self
                 .child
                 .as_mut()
                 .and_then(|child| child.try_wait().ok().flatten())
             {
-                bail!("{name} ended at once ({status}):\n{}", server.tail());
+                bail!("{name} ended at once ({status}):\n{}", self.tail());
             }
             if Instant::now() > deadline {
-                bail!("{name} does not answer at {address}:\n{}", server.tail());
+                bail!("{name} does not answer at {address}:\n{}", self.tail());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(server)
+        Ok(())
     }
 
     /// The last lines that it wrote.

@@ -1,6 +1,5 @@
 //! A real OCI registry (Debian's docker-registry) with TLS, on the loopback address.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +10,7 @@ use super::process::Server;
 use super::{HOST_FROM_BOX, free_port};
 
 pub struct Registry {
-    server: Option<Server>,
+    server: Server,
     dir: PathBuf,
     port: u16,
     files: ServerFiles,
@@ -33,7 +32,7 @@ impl Registry {
         std::fs::write(&config_path, config)
             .with_context(|| format!("writing {}", config_path.display()))?;
         let mut registry = Registry {
-            server: None,
+            server: Server::new("docker-registry", port, dir.join("log")),
             dir: dir.to_owned(),
             port,
             files,
@@ -49,21 +48,12 @@ impl Registry {
             .arg("serve")
             .arg(self.dir.join("config.yml"))
             .env("OTEL_TRACES_EXPORTER", "none");
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        self.server = Some(Server::start(
-            "docker-registry",
-            &mut command,
-            address,
-            &self.dir.join("log"),
-        )?);
-        Ok(())
+        self.server.start(&mut command)
     }
 
     /// Takes it off the network.
     pub fn stop(&mut self) -> Result<()> {
-        self.server
-            .take()
-            .map_or(Ok(()), |mut server| server.stop())
+        self.server.stop()
     }
 
     /// Its address for this machine.
@@ -82,8 +72,6 @@ impl Registry {
     }
 
     pub fn detach(self) {
-        if let Some(server) = self.server {
-            server.detach();
-        }
+        self.server.detach();
     }
 }

@@ -1,5 +1,4 @@
-//! What a container's microVM starts: a kernel built from Debian's source with `images/guest/kernel.config`, and an
-//! initramfs that holds the guest init and nothing else.
+//! The kernel of a container's microVM, built from Debian's source with `images/guest/kernel.config`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::archive::{self, Versions};
-use super::command::{run, run_logged};
-use super::cpio::Archive;
-use super::store::{Key, Store};
+use super::recipe;
+use super::store::Store;
+use crate::command::{run, run_logged};
 use crate::progress::Step;
 
 const CONFIG: &str = "images/guest/kernel.config";
@@ -22,13 +21,14 @@ const LOG_BYTES: u64 = 58_000;
 
 /// Builds the kernel, or gives the folder of the one that was built before: `vmlinuz` (bzImage), `vmlinux` (ELF with PVH
 /// entry, stripped) and `config`.
-pub fn kernel(store: &Store, versions: Versions) -> Result<PathBuf> {
+pub fn build(store: &Store, versions: Versions) -> Result<PathBuf> {
     let lock = archive::settle(store, &[SOURCE.to_owned()], Path::new(LOCK), versions)?;
     let package = lock
         .packages
         .get(SOURCE)
         .context("the lock lost the kernel's source")?;
-    let key = Key::new("guest kernel 1")
+    let key = recipe::GUEST_KERNEL
+        .key()?
         .with("source", package.sha256.bytes())
         .file(Path::new(CONFIG))?;
     let config = fs::canonicalize(CONFIG).with_context(|| format!("finding {CONFIG}"))?;
@@ -37,11 +37,11 @@ pub fn kernel(store: &Store, versions: Versions) -> Result<PathBuf> {
         let deb = debs
             .first()
             .context("the kernel's source was not fetched")?;
-        build_kernel(store, deb, &config, to)
+        make(store, deb, &config, to)
     })
 }
 
-fn build_kernel(store: &Store, deb: &Path, config: &Path, to: &Path) -> Result<()> {
+fn make(store: &Store, deb: &Path, config: &Path, to: &Path) -> Result<()> {
     let step = Step::begin(format!(
         "guest kernel from {SOURCE} (once for each config, some minutes)"
     ));
@@ -57,7 +57,7 @@ fn build_kernel(store: &Store, deb: &Path, config: &Path, to: &Path) -> Result<(
         .arg("-C")
         .arg(scratch.path()))?;
     let source = scratch.path().join(SOURCE);
-    let make = |targets: &[&str]| {
+    let kbuild = |targets: &[&str]| {
         let mut command = Command::new("nice");
         command
             .args(["-n", "10", "make", "-C"])
@@ -71,12 +71,12 @@ fn build_kernel(store: &Store, deb: &Path, config: &Path, to: &Path) -> Result<(
             .env("KBUILD_BUILD_VERSION", "1");
         command
     };
-    run(&mut make(&["-s", "tinyconfig"]))?;
+    run(&mut kbuild(&["-s", "tinyconfig"]))?;
     run(Command::new("scripts/kconfig/merge_config.sh")
         .args(["-m", ".config"])
         .arg(config)
         .current_dir(&source))?;
-    run(&mut make(&["-s", "olddefconfig"]))?;
+    run(&mut kbuild(&["-s", "olddefconfig"]))?;
     let wanted =
         fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
     let got = fs::read_to_string(source.join(".config")).context("reading the kernel's .config")?;
@@ -91,7 +91,7 @@ fn build_kernel(store: &Store, deb: &Path, config: &Path, to: &Path) -> Result<(
     let log = scratch.path().join("build.log");
     let mut shown = 0;
     run_logged(
-        &mut make(&[&format!("-j{jobs}"), "bzImage"]),
+        &mut kbuild(&[&format!("-j{jobs}"), "bzImage"]),
         &log,
         &mut |bytes| {
             let percent = (bytes * 100 / LOG_BYTES).min(99) / 10 * 10;
@@ -132,19 +132,6 @@ fn refused<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
             }
         })
         .collect()
-}
-
-/// The guest's initramfs: uncompressed, for it is read from memory that the host's squashfs has just decompressed.
-pub fn initramfs(init: &Path) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    archive.program(
-        "init",
-        fs::read(init).with_context(|| format!("reading {}", init.display()))?,
-    );
-    for folder in ["dev", "proc", "sys"] {
-        archive.folder(folder);
-    }
-    Ok(archive.to_bytes())
 }
 
 #[cfg(test)]

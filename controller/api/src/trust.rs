@@ -1,0 +1,305 @@
+//! What is believed of a boot: policies, references of images, makers of TPMs, and the boots that were seen.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::device::Attestation;
+use crate::meta::Condition;
+use crate::object::object;
+use crate::problem::FieldError;
+
+/// Longest reference document, in bytes.
+const MAX_REFERENCE: usize = 256 << 10;
+/// Longest list of a maker's certificates, in bytes.
+const MAX_MAKER: usize = 512 << 10;
+
+object! {
+    /// What devices of a model may have booted, and what follows if it was something else. The policy that says most about a machine
+    /// counts: one with maker and model before one with either, that before one for all; among equals the first by name.
+    AttestationPolicy, "attestationpolicies", protocol::ids::PolicyId, AttestationPolicySpec, AttestationPolicyStatus, validate_policy
+}
+
+/// The policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttestationPolicySpec {
+    /// For which machines it is.
+    #[serde(default)]
+    pub machines: PolicyMachines,
+    /// Which images may run.
+    pub references: AcceptedReferences,
+    /// Firmware that a person accepted; `skerry policy accept` adds to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firmware: Vec<AcceptedFirmware>,
+    /// Whether Secure Boot must be on.
+    pub require_secure_boot: bool,
+    /// `sha256:` and digits of Secure Boot's revocation lists (`dbx`) that are accepted, besides those of `firmware`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revocation_lists: Vec<String>,
+    /// Patterns for versions of firmware that are refused, whatever else is accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_firmware: Vec<String>,
+    /// What follows from a check that fails: by the check's name, `refuse` (which also stands for those left out) or `warn`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub actions: BTreeMap<String, PolicyAction>,
+    /// Whether a device that is refused keeps running what it runs.
+    #[serde(default = "yes")]
+    #[schema(default = yes)]
+    pub keep_running: bool,
+    /// How long one attestation is good, in minutes.
+    #[serde(default = "an_hour")]
+    #[schema(default = an_hour)]
+    pub max_age_minutes: u32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn an_hour() -> u32 {
+    60
+}
+
+/// Which machines a policy is for, by what their maker wrote into them. In patterns `*` stands for any text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyMachines {
+    /// Pattern for the maker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// Pattern for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+}
+
+/// Which images may run: those of one of the keys, of one of the versions, of one of the variants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AcceptedReferences {
+    /// Whose references are believed: a key stands in each reference that it signed.
+    pub release_keys: Vec<String>,
+    /// Versions of images; any if it is left out.
+    #[serde(default)]
+    pub versions: ImageVersions,
+    /// `production` or `debug`; production only if it is left out.
+    #[serde(default = "production")]
+    #[schema(default = production)]
+    pub variants: Vec<String>,
+}
+
+fn production() -> Vec<String> {
+    vec!["production".to_owned()]
+}
+
+/// Versions of images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageVersions {
+    /// The first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// These alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
+}
+
+/// Firmware that a person accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AcceptedFirmware {
+    /// What the person calls it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// What a boot showed of it.
+    pub values: FirmwareValues,
+}
+
+/// What a machine's firmware measured of itself and of its settings. Digests are `sha256:` and digits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FirmwareValues {
+    /// Its version, as it calls itself; for people.
+    #[serde(default)]
+    pub version: String,
+    /// PCR 0: the firmware's code.
+    pub pcr0: String,
+    /// PCR 2: code of plugged-in devices.
+    pub pcr2: String,
+    /// PCR 3: their configuration.
+    pub pcr3: String,
+    /// Whether Secure Boot is on.
+    pub secure_boot: bool,
+    /// The variable `PK`.
+    pub platform_key: String,
+    /// The variable `KEK`.
+    pub key_exchange_keys: String,
+    /// The variable `db`: who may sign programs.
+    pub signature_list: String,
+    /// The variable `dbx`: what may not be started all the same.
+    pub revocation_list: String,
+    /// What PCR 7 would hold without these.
+    pub secure_boot_rest: String,
+    /// Programs that the firmware started and that are of no image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<String>,
+}
+
+/// What follows from a failed check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PolicyAction {
+    /// No config, no secrets.
+    #[default]
+    Refuse,
+    /// It is told, and nothing follows.
+    Warn,
+}
+
+/// What the controller knows of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttestationPolicyStatus {
+    /// Aspects with reasons.
+    pub conditions: Vec<Condition>,
+}
+
+/// The controller checks a policy against what its verifier knows; here is nothing that it does not say better.
+fn validate_policy(_: &AttestationPolicySpec, _: &mut Vec<FieldError>) {}
+
+object! {
+    /// What one image's boot comes to, as its build computed and signed it.
+    BootReference, "bootreferences", protocol::ids::BootReferenceId, BootReferenceSpec, BootReferenceStatus, validate_reference
+}
+
+/// The document.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BootReferenceSpec {
+    /// The signed document, byte for byte as the image build wrote it (`reference.json`).
+    pub document: String,
+}
+
+/// What the controller knows of a boot reference.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BootReferenceStatus {
+    /// Version of the image.
+    pub image_version: String,
+    /// Production or debug.
+    pub variant: String,
+    /// The key that signed it: it counts where a policy names it.
+    pub release_key: String,
+    /// Aspects with reasons.
+    pub conditions: Vec<Condition>,
+}
+
+fn validate_reference(spec: &BootReferenceSpec, errors: &mut Vec<FieldError>) {
+    if spec.document.is_empty() || spec.document.len() > MAX_REFERENCE {
+        errors.push(FieldError::new(
+            "spec.document",
+            format!("must be 1 to {MAX_REFERENCE} bytes"),
+        ));
+    }
+}
+
+object! {
+    /// A maker of TPMs whose certificates are believed.
+    TpmMaker, "tpmmakers", protocol::ids::TpmMakerId, TpmMakerSpec, TpmMakerStatus, validate_maker
+}
+
+/// The maker's roots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TpmMakerSpec {
+    /// Root certificates, and such between them and the TPMs' own that TPMs do not bring along; PEM, one or more.
+    pub certificates: String,
+}
+
+/// What the controller knows of a maker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TpmMakerStatus {
+    /// Aspects with reasons.
+    pub conditions: Vec<Condition>,
+}
+
+fn validate_maker(spec: &TpmMakerSpec, errors: &mut Vec<FieldError>) {
+    if spec.certificates.len() > MAX_MAKER
+        || !spec.certificates.contains("-----BEGIN CERTIFICATE-----")
+    {
+        errors.push(FieldError::new(
+            "spec.certificates",
+            format!("must be certificates in PEM, at most {MAX_MAKER} bytes"),
+        ));
+    }
+}
+
+object! {
+    /// A boot of a device, with every check that it was put to. Its name is the device's and a number.
+    Boot, "boots", Uuid, BootSpec, BootStatus, validate_boot
+}
+
+/// Nothing of a boot is the operator's to write.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BootSpec {}
+
+fn validate_boot(_: &BootSpec, _: &mut Vec<FieldError>) {}
+
+/// What is known of a boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BootStatus {
+    /// Name of the device.
+    pub device: String,
+    /// When it was first seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub first_seen: Option<Timestamp>,
+    /// What showed it.
+    pub occasion: BootOccasion,
+    /// How often the TPM was reset in its life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reset_count: Option<u64>,
+    /// How often it was resumed or restarted since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_count: Option<u64>,
+    /// The verdicts of the last look at it.
+    pub attestation: Attestation,
+    /// Values of the PCRs that firmware and boot loader extend: number and 64 hexadecimal digits.
+    pub pcrs: BTreeMap<String, String>,
+    /// What its firmware measured, if the event log explains it: what `skerry policy accept` takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareValues>,
+    /// Aspects with reasons.
+    pub conditions: Vec<Condition>,
+}
+
+/// What showed a boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum BootOccasion {
+    /// The device enrolled.
+    Enrolment,
+    /// It attested.
+    #[default]
+    Attestation,
+}
+
+/// Body of `POST attestationpolicies/{name}/firmware`: whose last boot's firmware to accept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AcceptFirmwareRequest {
+    /// Name of the device.
+    pub device: String,
+    /// What to call it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+}

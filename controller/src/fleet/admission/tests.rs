@@ -1,0 +1,366 @@
+use operator_api::{EnrolmentRuleSpec, Object as _};
+use uuid::Uuid;
+
+use super::*;
+use crate::store::manifests::Entry;
+
+const OWN: MachineId = MachineId::from_bytes([1; 32]);
+const OTHER: MachineId = MachineId::from_bytes([2; 32]);
+
+fn device(number: u128) -> DeviceId {
+    DeviceId(Uuid::from_u128(number))
+}
+
+fn applicant() -> Applicant {
+    Applicant {
+        machine: OWN,
+        level: AttestationLevel::Bronze,
+        facts: MachineFacts {
+            manufacturer: "Maker".to_owned(),
+            product: "NUC 7".to_owned(),
+            serial: "SN-1".to_owned(),
+            ..MachineFacts::default()
+        },
+        counters: Some(Counters {
+            resets: 5,
+            clock: 1000,
+        }),
+    }
+}
+
+fn memory() -> Memory<'static> {
+    Memory {
+        enrolled: None,
+        lines: Vec::new(),
+        person: None,
+        others: Vec::new(),
+        rules: &[],
+        now: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn enrolled() -> Enrolled {
+    Enrolled {
+        device: device(1),
+        revoked: false,
+        serial: "SN-1".to_owned(),
+        counters: Some(Counters {
+            resets: 4,
+            clock: 9000,
+        }),
+    }
+}
+
+fn line(machine: Option<MachineId>, serial: &str, used: Option<DeviceId>) -> Line {
+    Line {
+        manifest: ManifestId(Uuid::from_u128(7)),
+        entry: Entry {
+            line: 2,
+            machine,
+            serial: serial.to_owned(),
+            name: "press".to_owned(),
+            labels: BTreeMap::new(),
+        },
+        device: used,
+    }
+}
+
+fn person(decision: WaitingDecision) -> Option<Person> {
+    Some(Person {
+        decision,
+        name: "by-hand".to_owned(),
+        labels: BTreeMap::new(),
+    })
+}
+
+fn rule(name: &str, priority: u32, effect: RuleEffect, matching: MachineMatch) -> EnrolmentRule {
+    EnrolmentRule::new(
+        name,
+        EnrolmentRuleSpec {
+            priority,
+            effect,
+            matching,
+            labels: BTreeMap::new(),
+            until: None,
+        },
+    )
+}
+
+/// The decision in one word with the name of the device, and the checks that failed.
+fn outcome(applicant: &Applicant, memory: &Memory<'_>) -> (String, Vec<Check>) {
+    let decided = decide(applicant, memory);
+    let word = match decided.decision {
+        Decision::Again(_) => "again".to_owned(),
+        Decision::Admit(admitted) => format!("admit {}", admitted.name).trim().to_owned(),
+        Decision::Wait { .. } => "wait".to_owned(),
+        Decision::Refuse { .. } => "refuse".to_owned(),
+        Decision::Deny { .. } => "deny".to_owned(),
+    };
+    let failed = decided
+        .verdicts
+        .iter()
+        .filter(|verdict| failed(&verdict.outcome))
+        .map(|verdict| verdict.check)
+        .collect();
+    (word, failed)
+}
+
+#[test]
+fn what_becomes_of_a_machine_that_is_no_device() {
+    use WaitingDecision::{Approved, Denied, Waiting};
+    let none = Vec::new();
+    let unique = vec![Check::EndorsementUnique];
+    let serial = vec![Check::Serial];
+    type Change = fn(&mut Memory<'static>);
+    let table: [(&str, Change, &str, &[Check]); 14] = [
+        ("unknown", |_| {}, "wait", &none),
+        ("undecided", |m| m.person = person(Waiting), "wait", &none),
+        (
+            "approved",
+            |m| m.person = person(Approved),
+            "admit by-hand",
+            &none,
+        ),
+        ("denied", |m| m.person = person(Denied), "deny", &none),
+        (
+            "by id",
+            |m| m.lines = vec![line(Some(OWN), "", None)],
+            "admit press",
+            &none,
+        ),
+        (
+            "by serial",
+            |m| m.lines = vec![line(None, "SN-1", None)],
+            "admit press",
+            &none,
+        ),
+        (
+            "by both",
+            |m| m.lines = vec![line(Some(OWN), "SN-1", None)],
+            "admit press",
+            &none,
+        ),
+        (
+            "moved board",
+            |m| m.lines = vec![line(Some(OWN), "SN-2", None)],
+            "refuse",
+            &serial,
+        ),
+        (
+            "posing, not there yet",
+            |m| m.lines = vec![line(Some(OTHER), "SN-1", None)],
+            "refuse",
+            &unique,
+        ),
+        (
+            "line used",
+            |m| m.lines = vec![line(None, "SN-1", Some(device(9)))],
+            "refuse",
+            &none,
+        ),
+        (
+            "second key",
+            |m| m.others = vec![(device(9), OTHER)],
+            "refuse",
+            &unique,
+        ),
+        (
+            "second key, approved",
+            |m| {
+                m.others = vec![(device(9), OTHER)];
+                m.person = person(Approved);
+            },
+            "admit by-hand",
+            &unique,
+        ),
+        (
+            "denied, though in a manifest",
+            |m| {
+                m.lines = vec![line(Some(OWN), "", None)];
+                m.person = person(Denied);
+            },
+            "deny",
+            &none,
+        ),
+        (
+            "own line before another's serial",
+            |m| m.lines = vec![line(None, "SN-1", None), line(Some(OWN), "SN-1", None)],
+            "admit press",
+            &none,
+        ),
+    ];
+    for (what, change, word, checks) in table {
+        let mut memory = memory();
+        change(&mut memory);
+        assert_eq!(
+            outcome(&applicant(), &memory),
+            (word.to_owned(), checks.to_vec()),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn an_alarm_names_the_device_that_is_posed_as() {
+    let memory = Memory {
+        others: vec![(device(9), OTHER)],
+        ..memory()
+    };
+    let decided = decide(&applicant(), &memory);
+    assert_eq!(decided.alarms, [device(9)]);
+    let text = decided.verdicts[0].to_string();
+    for shown in [OWN.to_string(), OTHER.to_string()] {
+        assert!(text.contains(&shown), "both keys are shown: {text}");
+    }
+}
+
+#[test]
+fn what_becomes_of_a_machine_that_is_a_device() {
+    type Change = fn(&mut Memory<'static>, &mut Enrolled);
+    let table: [(&str, Change, &str, &[Check]); 8] = [
+        ("as it was", |_, _| {}, "again", &[]),
+        ("revoked", |_, e| e.revoked = true, "deny", &[]),
+        (
+            "revoked, though approved",
+            |m, e| {
+                e.revoked = true;
+                m.person = person(WaitingDecision::Approved);
+            },
+            "deny",
+            &[],
+        ),
+        (
+            "TPM cleared",
+            |_, e| {
+                e.counters = Some(Counters {
+                    resets: 6,
+                    clock: 0,
+                })
+            },
+            "wait",
+            &[Check::ResetCount],
+        ),
+        (
+            "clock set back",
+            |_, e| {
+                e.counters = Some(Counters {
+                    resets: 5,
+                    clock: 1001,
+                })
+            },
+            "wait",
+            &[Check::ResetCount],
+        ),
+        (
+            "TPM cleared, approved",
+            |m, e| {
+                e.counters = Some(Counters {
+                    resets: 6,
+                    clock: 0,
+                });
+                m.person = person(WaitingDecision::Approved);
+            },
+            "again",
+            &[Check::ResetCount],
+        ),
+        (
+            "other board",
+            |_, e| e.serial = "SN-0".to_owned(),
+            "wait",
+            &[Check::Serial],
+        ),
+        (
+            "other board than the manifest says",
+            |m, _| m.lines = vec![line(Some(OWN), "SN-0", Some(device(1)))],
+            "refuse",
+            &[Check::Serial],
+        ),
+    ];
+    for (what, change, word, checks) in table {
+        let (mut memory, mut before) = (memory(), enrolled());
+        change(&mut memory, &mut before);
+        memory.enrolled = Some(before);
+        assert_eq!(
+            outcome(&applicant(), &memory),
+            (word.to_owned(), checks.to_vec()),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn rules_are_asked_in_their_order() {
+    use RuleEffect::{Admit, Deny, Wait};
+    let product = |pattern: &str| MachineMatch {
+        product: Some(pattern.to_owned()),
+        ..MachineMatch::default()
+    };
+    let all = MachineMatch::default;
+    let certified = || MachineMatch {
+        certified: Some(true),
+        ..MachineMatch::default()
+    };
+    let issuer = || MachineMatch {
+        endorsement_issuer: Some("*".to_owned()),
+        ..MachineMatch::default()
+    };
+    let (bronze, none) = (AttestationLevel::Bronze, AttestationLevel::None);
+    let silver = AttestationLevel::Silver;
+    for (rules, level, word) in [
+        (vec![rule("a", 1, Admit, product("NUC*"))], bronze, "admit"),
+        (vec![rule("a", 1, Admit, product("Other*"))], bronze, "wait"),
+        (
+            vec![rule("a", 2, Admit, all()), rule("b", 1, Deny, all())],
+            bronze,
+            "deny",
+        ),
+        (
+            vec![rule("b", 1, Deny, all()), rule("a", 1, Admit, all())],
+            bronze,
+            "admit",
+        ),
+        (
+            vec![rule("a", 1, Wait, all()), rule("b", 2, Admit, all())],
+            bronze,
+            "wait",
+        ),
+        (vec![rule("a", 1, Admit, all())], none, "wait"),
+        (vec![rule("a", 1, Admit, certified())], bronze, "wait"),
+        (vec![rule("a", 1, Admit, certified())], silver, "admit"),
+        (vec![rule("a", 1, Admit, issuer())], bronze, "wait"),
+    ] {
+        let mut rules = rules;
+        order(&mut rules);
+        let memory = Memory {
+            rules: &rules,
+            ..memory()
+        };
+        let machine = Applicant {
+            level,
+            ..applicant()
+        };
+        assert_eq!(outcome(&machine, &memory).0, word, "{rules:?} {level}");
+    }
+    // A rule that is over fits nothing.
+    let mut over = rule("a", 1, Admit, all());
+    over.spec.until = Some(Timestamp::MIN);
+    let rules = [over];
+    let memory = Memory {
+        rules: &rules,
+        ..memory()
+    };
+    assert_eq!(outcome(&applicant(), &memory).0, "wait");
+}
+
+#[test]
+fn a_machine_without_a_tpm_is_let_in_by_a_manifest_or_a_person_only() {
+    let machine = Applicant {
+        level: AttestationLevel::None,
+        counters: None,
+        ..applicant()
+    };
+    let mut known = memory();
+    assert_eq!(outcome(&machine, &known).0, "wait");
+    known.lines = vec![line(None, "SN-1", None)];
+    assert_eq!(outcome(&machine, &known).0, "admit press");
+}

@@ -1,0 +1,86 @@
+//! Whom and what the fleet believes, in memory: makers of TPMs, rules, policies. Read from the store when it is needed, and dropped when an
+//! operator changes any of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use onboarding::enrol::endorsement::Makers;
+use operator_api::{AttestationPolicy, BootReference, EnrolmentRule, TpmMaker};
+
+use super::policy::Rulings;
+use super::{Fleet, admission};
+use crate::store::{StoreError, objects};
+
+/// What is believed.
+pub struct Trust {
+    /// Makers of TPMs.
+    pub makers: Makers,
+    /// Rules, in the order in which they are asked.
+    pub rules: Vec<EnrolmentRule>,
+    /// Policies of attestation, and references of images.
+    pub rulings: Rulings,
+}
+
+/// What is believed, as far as it was read.
+#[derive(Default)]
+pub struct Cache(Mutex<Slot>);
+
+#[derive(Default)]
+struct Slot {
+    /// Counts changes, so that what was read before a change is not kept after it.
+    epoch: u64,
+    trust: Option<Arc<Trust>>,
+}
+
+impl Cache {
+    fn slot(&self) -> std::sync::MutexGuard<'_, Slot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops what was read.
+    pub fn drop_all(&self) {
+        let mut slot = self.slot();
+        slot.epoch = slot.epoch.wrapping_add(1);
+        slot.trust = None;
+    }
+}
+
+impl Fleet {
+    /// What is believed now.
+    pub(super) async fn trust(&self) -> Result<Arc<Trust>, StoreError> {
+        let epoch = {
+            let slot = self.believed.slot();
+            if let Some(trust) = &slot.trust {
+                return Ok(trust.clone());
+            }
+            slot.epoch
+        };
+        let mut reader = self.store.read().await?;
+        let mut rules: Vec<EnrolmentRule> = objects::list(&mut reader).await?;
+        admission::order(&mut rules);
+        let makers: Vec<TpmMaker> = objects::list(&mut reader).await?;
+        let pem: String = makers
+            .iter()
+            .map(|maker| format!("{}\n", maker.spec.certificates))
+            .collect();
+        // Each maker was read when it was written; together they are no worse.
+        let makers = Makers::from_pem(&pem).unwrap_or_else(|error| {
+            tracing::error!(%error, "the TPM makers' certificates; none of them counts");
+            Makers::none()
+        });
+        let policies: Vec<AttestationPolicy> = objects::list(&mut reader).await?;
+        let references: Vec<BootReference> = objects::list(&mut reader).await?;
+        let documents = references
+            .into_iter()
+            .map(|reference| (reference.metadata.name, reference.spec.document));
+        let trust = Arc::new(Trust {
+            makers,
+            rules,
+            rulings: Rulings::new(policies, documents),
+        });
+        let mut slot = self.believed.slot();
+        if slot.epoch == epoch {
+            slot.trust = Some(trust.clone());
+        }
+        Ok(trust)
+    }
+}
