@@ -231,7 +231,12 @@ impl Device {
 impl Running {
     /// Waits for a status line that begins with `beginning`, and gives it.
     pub async fn line(&self, beginning: &str) -> String {
-        for _ in 0..1500 {
+        self.line_within(30, beginning).await
+    }
+
+    /// The same with a patience in seconds.
+    pub async fn line_within(&self, seconds: u32, beginning: &str) -> String {
+        for _ in 0..50 * seconds {
             let found = self
                 .lines()
                 .into_iter()
