@@ -194,7 +194,7 @@ fn manifest_csv_seeds() -> Vec<Vec<u8>> {
         format!(
             "ekId,serial,name,label:site\r\n{id},SN-1,press,hall-3\r\n,\"a \"\"b\"\", c\",,\r\n"
         ),
-        format!("\u{feff}serial\nSN-1\n\nSN-2\n"),
+        "\u{feff}serial\nSN-1\n\nSN-2\n".to_owned(),
     ]
     .map(String::into_bytes)
     .to_vec()
