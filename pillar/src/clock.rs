@@ -79,6 +79,8 @@ struct State {
     confirmed: Option<Instant>,
     /// Whether a signed answer has named a time since the agent started.
     heard: bool,
+    /// How far the system clock is behind, in seconds, where it may not be set.
+    behind: i64,
 }
 
 /// Below what the time cannot be, in seconds since 1970.
@@ -110,6 +112,20 @@ enum Step {
     Set(u64),
     /// The named time is below a floor.
     Refuse(Floor),
+}
+
+impl State {
+    fn system(&self) -> SystemTime {
+        let (now, off) = (
+            SystemTime::now(),
+            Duration::from_secs(self.behind.unsigned_abs()),
+        );
+        let put_right = match self.behind {
+            0.. => now.checked_add(off),
+            _ => now.checked_sub(off),
+        };
+        put_right.unwrap_or(now)
+    }
 }
 
 impl Floors {
@@ -231,11 +247,12 @@ impl Clock {
             .is_some_and(|confirmed| confirmed.elapsed() < TRUST)
     }
 
-    /// The time: the system clock's, but never below the floor.
+    /// The time: the system clock's, put right where that may not be set, but never below the floor.
     #[must_use]
     pub fn now(&self) -> SystemTime {
-        let floor = Duration::from_secs(self.state().floors.get());
-        let now = SystemTime::now();
+        let state = self.state();
+        let floor = Duration::from_secs(state.floors.get());
+        let now = state.system();
         // A floor that is no time is none.
         UNIX_EPOCH
             .checked_add(floor)
@@ -290,7 +307,7 @@ impl Clock {
             if !state.heard {
                 return false;
             }
-            let system = seconds(SystemTime::now());
+            let system = seconds(state.system());
             let now = Instant::now();
             let step = state.floors.hear(system, named, tolerance, now);
             if !matches!(step, Step::Refuse(_)) {
@@ -339,9 +356,11 @@ impl Clock {
         });
     }
 
-    /// Sets the system clock; false if it cannot be. Where it may not be set, it is right.
+    /// Sets the system clock; false if it cannot be. Where it may not be set, how far it is off is remembered.
     fn set_system(&self, to: u64) -> bool {
         if !self.inner.may_set {
+            let off = i128::from(to) - i128::from(seconds(SystemTime::now()));
+            self.state().behind = i64::try_from(off).unwrap_or(0);
             return true;
         }
         let Ok(tv_sec) = libc::time_t::try_from(to) else {

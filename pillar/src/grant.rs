@@ -281,12 +281,13 @@ mod tests {
         let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let own = Certificate::from_der(certificate(&key, (2000, 2090)));
         let good = payload(&key);
-        let refused = |change: &dyn Fn(&mut wire::GrantPayload)| {
+        type Change<'a> = &'a dyn Fn(&mut wire::GrantPayload);
+        let refused = |change: Change<'_>| {
             let mut bad = good.clone();
             change(&mut bad);
             Grant::take(&bad, owner(), &own).unwrap_err().to_string()
         };
-        let table: [(&str, &dyn Fn(&mut wire::GrantPayload)); 6] = [
+        let table: [(&str, Change<'_>); 6] = [
             ("not for this device's key", &|p| {
                 p.device_certificate = certificate(&other, (2026, 2029));
             }),

@@ -82,33 +82,43 @@ pub fn is_portal(status: u16, content_type: Option<&str>) -> bool {
 }
 
 fn cause(error: &(dyn StdError + 'static), timeout: bool) -> Cause {
+    found(error).unwrap_or(if timeout {
+        Cause::Silence
+    } else {
+        Cause::Other
+    })
+}
+
+/// The first layer that tells something. An `io::Error` hides what it wraps from `source`, and may wrap another.
+fn found(error: &(dyn StdError + 'static)) -> Option<Cause> {
     let mut next = Some(error);
     while let Some(layer) = next {
+        if let Some(error) = layer.downcast_ref::<rustls::Error>() {
+            return Some(of_tls(error));
+        }
         if let Some(error) = layer.downcast_ref::<io::Error>() {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-            if let Some(tls) = inner {
-                return of_tls(tls);
-            }
-            match error.kind() {
-                io::ErrorKind::ConnectionRefused => return Cause::Refused,
-                io::ErrorKind::TimedOut => return Cause::Silence,
+            let known = match error.kind() {
+                io::ErrorKind::ConnectionRefused => Some(Cause::Refused),
+                io::ErrorKind::TimedOut => Some(Cause::Silence),
                 io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-                    return Cause::Route;
+                    Some(Cause::Route)
                 }
-                _ => {}
+                _ => None,
+            };
+            let wrapped = error
+                .get_ref()
+                .map(|inner| inner as &(dyn StdError + 'static));
+            if let Some(cause) = known.or_else(|| found(wrapped?)) {
+                return Some(cause);
             }
         }
         // hyper-util's error has no kind of its own for this (client::legacy::connect::http).
         if layer.to_string().starts_with("dns error") {
-            return Cause::Name;
+            return Some(Cause::Name);
         }
         next = layer.source();
     }
-    if timeout {
-        Cause::Silence
-    } else {
-        Cause::Other
-    }
+    None
 }
 
 fn of_tls(error: &rustls::Error) -> Cause {
@@ -122,6 +132,7 @@ fn of_tls(error: &rustls::Error) -> Cause {
             | CertificateError::NotValidYetContext { .. }
             | CertificateError::Expired
             | CertificateError::ExpiredContext { .. } => Cause::Dates,
+            // Another authority of the same name, or a certificate that no authority of ours would make.
             _ => Cause::Issuer,
         },
         rustls::Error::InvalidMessage(_) => Cause::NotTls,
@@ -154,10 +165,12 @@ mod tests {
         let tls = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let name = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
+        let forged = rustls::Error::InvalidCertificate(CertificateError::BadSignature);
         let letters = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
         for (error, wanted) in [
             (tls(unknown), Cause::Issuer),
             (tls(name), Cause::OtherName),
+            (io::Error::other(tls(forged)), Cause::Issuer),
             (tls(letters), Cause::NotTls),
             (io::ErrorKind::ConnectionRefused.into(), Cause::Refused),
             (io::ErrorKind::NetworkUnreachable.into(), Cause::Route),

@@ -231,7 +231,12 @@ impl Device {
 impl Running {
     /// Waits for a status line that begins with `beginning`, and gives it.
     pub async fn line(&self, beginning: &str) -> String {
-        for _ in 0..1500 {
+        self.line_within(30, beginning).await
+    }
+
+    /// The same with a patience in seconds.
+    pub async fn line_within(&self, seconds: u32, beginning: &str) -> String {
+        for _ in 0..50 * seconds {
             let found = self
                 .lines()
                 .into_iter()
@@ -250,11 +255,10 @@ impl Running {
 
     /// Waits until the device is to be something.
     pub async fn desires(&mut self, what: impl FnMut(&Arc<Desired>) -> bool) -> Arc<Desired> {
-        tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what))
-            .await
-            .unwrap()
-            .unwrap()
-            .clone()
+        let waited =
+            tokio::time::timeout(Duration::from_secs(30), self.desired.wait_for(what)).await;
+        let found = waited.ok().map(|found| found.unwrap().clone());
+        found.unwrap_or_else(|| panic!("waited in vain; {:#?}", self.lines()))
     }
 
     /// Switches the device off and waits until it is.

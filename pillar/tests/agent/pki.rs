@@ -68,7 +68,7 @@ impl Root {
     pub fn signing(&self, years: (i32, i32)) -> Signing {
         let (certificate, key) = self.leaf(years);
         let (exchange, exchange_key) = self.leaf(years);
-        let exchange_pem = exchange.pem();
+        let exchange_pem = exchange.pem().trim().to_owned();
         let pem = certificate.pem().trim().to_owned();
         Signing {
             signer: SoftwareSigner::from_pkcs8_der(&key.serialize_der()).unwrap(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use controller::setup::{self, Name};
 use controller::{doors, server};
+use protocol::enrolment::image::Enrolment;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -122,7 +123,6 @@ fn container(device: &Value) -> Value {
             "device": device["metadata"]["name"], "type": "container",
             "image": {"datastore": "demo", "reference": format!("hello@sha256:{}", "a".repeat(64))},
             "resources": {"cpus": 1, "memoryMiB": 64},
-            "env": {"GREETING": "hello"},
             "ports": [{"device": 8080, "app": 80, "protocol": "tcp"}]
         }
     })
@@ -183,10 +183,7 @@ async fn the_real_controller_enrols_attests_configures_and_comes_back() {
     println!("from operator to device: {took:?}");
     assert!(took < Duration::from_secs(3), "{took:?}");
     let app = desired.apps.values().next().unwrap();
-    assert_eq!(
-        (app.name.as_str(), app.memory_mib, app.env.as_slice()),
-        ("web", 64, &["GREETING=hello".to_owned()][..])
-    );
+    assert_eq!((app.name.as_str(), app.memory_mib), ("web", 64));
     assert_eq!(app.interfaces[0].port_maps.len(), 1);
 
     // Its log is there.
@@ -211,6 +208,69 @@ async fn the_real_controller_enrols_attests_configures_and_comes_back() {
     running.line("skerry: attested").await;
     operator.ask(Method::DELETE, "apps/web", None).await;
     running.desires(|desired| desired.apps.is_empty()).await;
+    running.cut().await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_controller_lets_a_waiting_machine_in_by_its_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path(), 0).await;
+    let port = controller.port;
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let root = read("pki/root.pem");
+    let operator = Operator::log_in(port, &root, read("admin-password").trim()).await;
+    let bundle = operator
+        .ask(Method::GET, "imagebundle?enrolment=zeroTouch", None)
+        .await;
+    assert!(bundle.get("onboardKey").is_none(), "{bundle:#}");
+    let enrolment = Enrolment::from_json(&bundle["enrolment"]).unwrap();
+    let device = Device::with_bundle(port, &root, "", "")
+        .enrolling(&enrolment)
+        .with_tpm();
+    let mut running = device.start();
+    let line = running.line("skerry: waiting for approval: ").await;
+    let words = line.split_once("approval: ").unwrap().1;
+    let waiting = operator.ask(Method::GET, "waiting", None).await;
+    assert_eq!(waiting["items"][0]["status"]["words"], words);
+    let decision = json!({"decision": "approve", "machines": [words]});
+    operator
+        .ask(Method::POST, "waiting/decisions", Some(decision))
+        .await;
+    // It asks again when the controller said, which is a while.
+    running.line_within(90, "skerry: enrolled as ").await;
+    running.line("skerry: attested").await;
+    let seen = operator
+        .device("it has the config that it should have", |device| {
+            let config = &device["status"]["config"];
+            config["applied"] == config["wanted"] && config["wanted"] != ""
+        })
+        .await;
+    assert_eq!(seen["status"]["attestation"]["level"], "bronze", "{seen:#}");
+    assert_eq!(seen["status"]["machineWords"], words);
+
+    // The machine that runs the test has no event log of this TPM, so its boot is not proven: it gets a config and no secrets.
+    let datastore = json!({
+        "apiVersion": "skerry.io/v1", "kind": "Datastore", "metadata": {"name": "demo"},
+        "spec": {
+            "type": "registry", "url": "docker://localhost:1",
+            "credentials": {"user": "robot", "password": "sesame"}
+        }
+    });
+    operator
+        .ask(Method::PUT, "datastores/demo", Some(datastore))
+        .await;
+    operator
+        .ask(Method::PUT, "apps/web", Some(container(&seen)))
+        .await;
+    let desired = running.desires(|desired| !desired.apps.is_empty()).await;
+    assert_eq!(desired.datastores.values().next().unwrap().login, None);
+
+    // The next boot is the same device's.
+    running.cut().await;
+    let running = device.start();
+    running.line("skerry: attested").await;
+    assert!(!running.lines().iter().any(|line| line.contains("trouble")));
     running.cut().await;
     controller.stop().await;
 }

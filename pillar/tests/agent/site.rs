@@ -341,13 +341,19 @@ impl Site {
         let Some(Ok(Message::Binary(proof))) = socket.next().await else {
             return;
         };
-        self.with(|state| {
+        let known = self.with(|state| {
             let envelope = Proof::parse(&proof).unwrap();
-            let certificate =
-                Certificate::of_device_der(state.registered.as_ref().unwrap()).unwrap();
+            let Some(registered) = &state.registered else {
+                return false;
+            };
+            let certificate = Certificate::of_device_der(registered).unwrap();
             Proof::check(envelope, &certificate, state.device, nonce).unwrap();
             state.proofs += 1;
+            true
         });
+        if !known {
+            return;
+        }
         let mut push = self.push.subscribe();
         loop {
             tokio::select! {

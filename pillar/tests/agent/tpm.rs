@@ -118,9 +118,15 @@ fn spawn(dir: &Path) -> Child {
 fn command(stream: &mut UnixStream, mut command: Vec<u8>) -> u32 {
     let length = u32::try_from(command.len()).unwrap().to_be_bytes();
     command[2..6].copy_from_slice(&length);
-    stream.write_all(&command).unwrap();
-    let answer = message(stream).unwrap();
-    u32::from_be_bytes(answer[6..10].try_into().unwrap())
+    loop {
+        stream.write_all(&command).unwrap();
+        let answer = message(stream).unwrap();
+        // TPM_RC_RETRY: the TPM has noted that passwords are being tried, and wants the command again.
+        match u32::from_be_bytes(answer[6..10].try_into().unwrap()) {
+            0x922 => {}
+            code => return code,
+        }
+    }
 }
 
 /// A command or an answer: a tag, its length, the rest.
