@@ -22,7 +22,8 @@ use protocol::enrolment::wire::{
 };
 use protocol::enrolment::{MAX_REQUEST, wire::Answer};
 use support::enrol::{
-    Device, Forger, LIFETIME, NOW_S, Owner, enrol, evidence, failed, machine, payload, still_works,
+    Device, Forger, LIFETIME, NOW_S, Owner, enrol, evidence, failed, machine, opened, payload,
+    still_works,
 };
 use support::log::{BOOT, boot, event_log};
 use support::proxy::{Fault, Proxy};
@@ -221,8 +222,7 @@ fn a_quote_relayed_from_a_healthy_machine_is_refused() {
 #[test]
 fn another_machines_device_key_is_refused() {
     let (sick, healthy, owner) = (Device::new(), Device::new(), Owner::new());
-    let own = evidence(&sick.identity, &owner, None).unwrap();
-    let secret = owner.judge(own.evidence()).unwrap().proven.unwrap().secret;
+    let (own, secret) = opened(&sick.identity, &owner, None);
     let foreign = evidence(&healthy.identity, &owner, None).unwrap();
     let theirs = Forger::new(foreign.evidence(), &secret).proof().clone();
     // Each key, with and without the statement of its own machine: the transcript, and so the quote, are then others too.
@@ -389,13 +389,7 @@ fn keys_that_could_leave_their_tpm_are_refused() {
     let (device, owner) = (Device::new(), Owner::new());
     let change = |bytes: &mut Vec<u8>, at: usize| bytes[at] ^= 2;
     // Attributes stand in bytes 4 to 7; fixedTPM is bit 1 of the last.
-    let answering = evidence(&device.identity, &owner, None).unwrap();
-    let secret = owner
-        .judge(answering.evidence())
-        .unwrap()
-        .proven
-        .unwrap()
-        .secret;
+    let (answering, secret) = opened(&device.identity, &owner, None);
     let mut forger = Forger::new(answering.evidence(), &secret);
     change(&mut forger.proof().device_public, 7);
     let judged = owner.judge(&forger.evidence()).unwrap();
@@ -611,13 +605,7 @@ fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
         assert_eq!(judged.proven.is_some(), check.is_none());
     }
     // Not gzip at all: only software that controls the device sends that.
-    let answering = evidence(&device.identity, &owner, Some(&log)).unwrap();
-    let secret = owner
-        .judge(answering.evidence())
-        .unwrap()
-        .proven
-        .unwrap()
-        .secret;
+    let (answering, secret) = opened(&device.identity, &owner, Some(&log));
     let mut forger = Forger::new(answering.evidence(), &secret);
     forger.proof().event_log = vec![1, 2, 3];
     assert_eq!(

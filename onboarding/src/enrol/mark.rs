@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The index is the owner hierarchy's, whose authorization is empty: whoever runs as root on a box may write it, so it is locked as soon
-//! as it says what it should, and stays so until the next boot. Writes go through a salted session: somebody on the bus cannot
-//! change what is written without its being noticed. Reads need no secret.
+//! as it says what it should, and stays so until the next boot. Writes go through a salted session: what was changed on the bus is not
+//! written. That keeps accidents and simple tampering out; who owns the bus could write the index himself. Reads need no secret.
 
 use protocol::digest::Digest;
 use protocol::enrolment::owner::Pinned;

@@ -197,6 +197,13 @@ pub fn evidence(
     session.challenged(identity, &challenge, &owner.pinned(), NOW_S - 1000, log)
 }
 
+/// Both flights up to the evidence, and the secret that the device's TPM has opened.
+pub fn opened(identity: &Identity, owner: &Owner, log: Option<&[u8]>) -> (Answering, Secret) {
+    let answering = evidence(identity, owner, log).unwrap();
+    let judged = owner.judge(answering.evidence()).unwrap();
+    (answering, judged.proven.unwrap().secret)
+}
+
 /// All of it: the device has its grant at the end.
 pub fn enrol(identity: &Identity, owner: &Owner) -> Result<(Proven, GrantPayload), EnrolError> {
     let answering = evidence(identity, owner, None)?;
