@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::digest::{Digest, DigestError, copy_hashed};
+use crate::fat::MAX_FILE;
 
 /// Name of the description in a directory of parts.
 pub const PARTS_FILE: &str = "parts.json";
@@ -253,6 +254,7 @@ impl Parts {
         for name in PartName::ALL {
             match size_of(name)? {
                 0 => return Err(PartsError::Empty(name)),
+                // Every part travels as a file on FAT32. Sizes up to this also add up without overflow.
                 size if size > MAX_FILE => return Err(PartsError::TooLarge { name, size }),
                 _ => {}
             }
