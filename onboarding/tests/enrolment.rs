@@ -569,6 +569,33 @@ fn a_tpm_in_lockout_and_without_a_certificate_still_enrols() {
 }
 
 #[test]
+fn a_tpm_without_aes_cfb_holds_no_keys_and_its_machine_is_of_level_none() {
+    let (emulator, owner) = (Emulator::new(), Owner::new());
+    let (tpm, tap) = Proxy::tap(&emulator);
+    // TPM_ALG_CFB (TCG Algorithm Registry).
+    tap.lock().unwrap().hidden = Some(0x0043);
+    let dir = tempfile::tempdir().unwrap();
+    let error = Identity::open_or_create(dir.path(), Some(tpm)).unwrap_err();
+    assert!(
+        error.to_string().contains("it lacks AES in CFB mode"),
+        "{error}"
+    );
+    let keys = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(keys, 0, "something was kept of keys that cannot be used");
+    // What the agent does with such a TPM: it goes on as if there were none.
+    let identity = Identity::open_or_create(dir.path(), None).unwrap();
+    let answering = evidence(&identity, &owner, None).unwrap();
+    let judged = owner.judge(answering.evidence()).unwrap();
+    assert_eq!(judged.level, Level::None);
+    assert!(judged.proven.is_some(), "{:?}", judged.report);
+
+    // The same TPM, with nothing hidden, does.
+    let (tpm, _tap) = Proxy::tap(&emulator);
+    let device = Device::with(emulator, tpm);
+    still_works(&device.identity, &owner);
+}
+
+#[test]
 fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
     let (device, mut owner) = (Device::new(), Owner::new());
     boot(&device.identity, BOOT);

@@ -36,7 +36,9 @@ use crate::domain::observed::{AppPhase, Observed};
 use crate::paths::Paths;
 use crate::status::{Status, Subject, Topic};
 use crate::supervise::{self, Pace};
-use crate::{attest, bless, enrol, follow, link, logs, notify, power, report, tls, uplink};
+use crate::{
+    allowance, attest, bless, enrol, follow, link, logs, notify, power, report, tls, uplink,
+};
 
 /// The firmware says that there is a TPM; its device file comes once the driver is bound.
 const TPM_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
@@ -114,6 +116,12 @@ pub async fn run(
     );
 
     let config = watch::Sender::new(Arc::new(InForce::default()));
+    let attestation = watch::Sender::new(Attestation::default());
+    tasks.spawn(allowance::run(
+        config.subscribe(),
+        attestation.subscribe(),
+        desired,
+    ));
     // The checkpoint waits for one try to open the keys, since its secrets need them; but not for a second.
     let first = open_identity(&options).await;
     let (id, grant) = enrol::kept(&paths, first.as_ref().ok().map(|identity| &**identity));
@@ -124,7 +132,7 @@ pub async fn run(
         clock: &clock,
         status: &status,
     };
-    start.apply(*device.borrow(), first.as_ref().ok(), &config, &desired);
+    start.apply(*device.borrow(), first.as_ref().ok(), &config);
     notify::send("READY=1");
     let identity = match first {
         Ok(identity) => identity,
@@ -133,7 +141,7 @@ pub async fn run(
             let (id, kept) = enrol::kept(&paths, Some(&identity));
             device.send_replace(id);
             grant.send_replace(kept);
-            start.apply(*device.borrow(), Some(&identity), &config, &desired);
+            start.apply(*device.borrow(), Some(&identity), &config);
             identity
         }
     };
@@ -164,7 +172,7 @@ pub async fn run(
         grant,
         token: Mutex::new(None),
         refusal: Mutex::default(),
-        attestation: watch::Sender::new(Attestation::default()),
+        attestation,
         config,
         uplinks,
         observed,
@@ -173,17 +181,12 @@ pub async fn run(
         reenrol: Notify::new(),
         poll: Notify::new(),
     });
-    start_tasks(&mut tasks, &ctx, desired, &options);
+    start_tasks(&mut tasks, &ctx, &options);
     // None of them ends; what would end them is the end of the process.
     while tasks.join_next().await.is_some() {}
 }
 
-fn start_tasks(
-    tasks: &mut JoinSet<()>,
-    ctx: &Arc<Context>,
-    desired: watch::Sender<Arc<Desired>>,
-    options: &Options,
-) {
+fn start_tasks(tasks: &mut JoinSet<()>, ctx: &Arc<Context>, options: &Options) {
     let status = &ctx.status;
     let pace = Pace::default();
     macro_rules! task {
@@ -197,7 +200,7 @@ fn start_tasks(
     }
     task!("enrol", enrol::run);
     task!("attest", attest::run);
-    task!("config", move |ctx| follow::run(ctx, desired.clone()));
+    task!("config", follow::run);
     task!("info", report::run_info);
     task!("metrics", report::run_metrics);
     task!("link", link::run);
@@ -294,7 +297,6 @@ impl Checkpoint<'_> {
         device: Option<DeviceId>,
         identity: Option<&Arc<Identity>>,
         config: &watch::Sender<Arc<InForce>>,
-        desired: &watch::Sender<Arc<Desired>>,
     ) {
         let Some(device) = device else { return };
         let loaded = checkpoint::load(
@@ -314,9 +316,7 @@ impl Checkpoint<'_> {
             },
         );
         match loaded {
-            Ok(Some(in_force)) => {
-                put_in_force(in_force, config, desired, self.status, " from checkpoint")
-            }
+            Ok(Some(in_force)) => put_in_force(in_force, config, self.status, " from checkpoint"),
             Ok(None) => {}
             Err(error) => self.status.raise(Topic::Config, &error.to_string()),
         }

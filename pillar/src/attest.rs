@@ -18,7 +18,8 @@
 //! nothing new. The certificates are shown all the same: with one of them the controller encrypts the secrets of a config.
 //!
 //! A device attests again before its token ends, with the old one in force until the new one is there: whoever asks for a config
-//! meanwhile is served, and apps never notice. If the controller then refuses, the device keeps what it runs, and gets nothing new.
+//! meanwhile is served, and apps never notice. If the controller then refuses, the device gets nothing new; what it goes on with is for
+//! [`crate::allowance`] to say.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -145,9 +146,13 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
                     && matches!(*ctx.attestation.borrow(), Attestation::Granted { .. });
                 if !holds {
                     ctx.status.forget(&Subject::Attestation);
+                    // A controller that does not answer now has not taken its refusal back either.
+                    let refused =
+                        matches!(error, Error::Refused) || ctx.attestation.borrow().is_refused();
                     ctx.attestation.send_replace(Attestation::Failed {
                         reason,
                         at: Some(SystemTime::now()),
+                        refused,
                     });
                 }
                 // A controller that is back is asked at once.

@@ -41,12 +41,22 @@ pub enum Attestation {
         reason: String,
         /// Since when.
         at: Option<SystemTime>,
+        /// The controller has refused this boot, in this try or in one before it since it was last trusted.
+        refused: bool,
     },
     /// The controller gave a token.
     Granted {
         /// What config requests carry.
         token: Vec<u8>,
     },
+}
+
+impl Attestation {
+    /// Whether the controller does not trust this boot.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Failed { refused: true, .. })
+    }
 }
 
 /// Whether the controller answers.

@@ -22,13 +22,11 @@ use std::time::Duration;
 use prost::Message as _;
 use protocol::eve::config::{ConfigRequest, ConfigResponse};
 use protocol::paths;
-use tokio::sync::watch;
 
 use crate::backoff::{Backoff, fraction};
 use crate::config::{DeviceSecrets, InForce, Refusal, accept, checkpoint, put_in_force};
 use crate::conn;
 use crate::context::{Attestation, Context};
-use crate::domain::desired::Desired;
 use crate::generations;
 use crate::status::Topic;
 
@@ -54,10 +52,7 @@ enum Outcome {
 }
 
 /// Asks for the config for as long as the agent lives.
-pub async fn run(
-    ctx: Arc<Context>,
-    desired: watch::Sender<Arc<Desired>>,
-) -> Result<(), Infallible> {
+pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     ctx.device_id().await;
     let mut attestation = ctx.attestation.subscribe();
     let tried = |attestation: &Attestation| *attestation != Attestation::Trying;
@@ -65,7 +60,7 @@ pub async fn run(
     let mut away = Backoff::new(AWAY.0, AWAY.1);
     let mut certs_at = tokio::time::Instant::now();
     loop {
-        let outcome = ask(&ctx, &desired).await;
+        let outcome = ask(&ctx).await;
         let settings = ctx.config.borrow().settings.clone();
         let mut delay = settings.config_interval.mul_f64(0.3 + 0.7 * fraction());
         match outcome {
@@ -130,7 +125,7 @@ async fn refresh_certs(ctx: &Context) {
     }
 }
 
-async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
+async fn ask(ctx: &Context) -> Outcome {
     let own = ctx.device_id().await;
     let known = ctx.config.borrow().clone();
     let integrity_token = match &*ctx.attestation.borrow() {
@@ -207,6 +202,6 @@ async fn ask(ctx: &Context, desired: &watch::Sender<Arc<Desired>>) -> Outcome {
     } else {
         ctx.status.clear(Topic::Disk);
     }
-    put_in_force(in_force, &ctx.config, desired, &ctx.status, "");
+    put_in_force(in_force, &ctx.config, &ctx.status, "");
     Outcome::Good
 }

@@ -31,6 +31,7 @@
 //! | reconcilers | [`reconcile`] | makes the device what it should be; knows no controller | |
 //! | tasks | [`context`] | what the tasks share | |
 //! | | [`enrol`], [`attest`] | how the device comes by its id, in the ways that its image names, and proves what it booted | `context` |
+//! | | [`allowance`] | what of a config may run while the boot is refused | `context` |
 //! | | [`follow`] | asks for the config and puts it in force | `context` |
 //! | | [`console`], [`link`] | consoles, and the push channel that opens them | `context`; link knows console |
 //! | | [`report`], [`logs`] | info, metrics and logs to the controller | `context` |
@@ -41,6 +42,7 @@
 //! of [`domain`] in channels that the program (`main.rs`) lays.
 
 pub mod agent;
+pub mod allowance;
 pub mod attest;
 pub mod backoff;
 pub mod bless;

@@ -8,6 +8,7 @@ mod attestation;
 mod device;
 mod device_api;
 mod enrol_attacks;
+mod killed;
 mod logs;
 mod machine;
 mod operator_api;

@@ -101,6 +101,11 @@ impl Site {
         Self::start_in(self.directory, Some(self.token)).await
     }
 
+    /// Where everything of it is kept.
+    pub fn data(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     pub fn fleet(&self) -> &controller::fleet::Fleet {
         &self.controller.fleet
     }

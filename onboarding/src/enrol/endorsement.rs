@@ -243,6 +243,8 @@ fn read(der: &[u8]) -> Result<X509Certificate<'_>, String> {
 fn signed(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
     SIGNATURES.contains(&certificate.signature_algorithm.algorithm)
         && certificate.signature_algorithm == certificate.tbs_certificate.signature
+        // One way to write a signature: it is whole bytes (RFC 5280, 4.1.1.3; RFC 5758, 3.2).
+        && certificate.signature_value.unused_bits == 0
         && certificate
             .verify_signature(Some(issuer.public_key()))
             .is_ok()

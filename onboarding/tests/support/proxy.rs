@@ -35,6 +35,8 @@ pub struct Tap {
     pub count: usize,
     /// The command to break, counted from 0, and how.
     pub fault: Option<(usize, Fault)>,
+    /// An algorithm that the TPM does not list.
+    pub hidden: Option<u16>,
 }
 
 impl Tap {
@@ -92,7 +94,30 @@ impl Transport for Proxy {
         {
             *last ^= 1;
         }
+        if let Some(algorithm) = tap.hidden {
+            hide(algorithm, command, &mut answer);
+        }
         tap.record.push(answer.clone());
         Ok(answer)
     }
+}
+
+/// Takes an algorithm out of the answer to TPM2_GetCapability(TPM_CAP_ALGS) (TCG TPM 2.0 Library, part 3, 30.2): behind the header
+/// a flag, the capability and a count, then six bytes for each.
+fn hide(algorithm: u16, command: &[u8], answer: &mut Vec<u8>) {
+    const LIST: usize = 10 + 1 + 4 + 4;
+    if command[6..14] != [0, 0, 1, 0x7a, 0, 0, 0, 0] || answer[6..10] != [0; 4] {
+        return;
+    }
+    let entries: Vec<u8> = answer[LIST..]
+        .chunks(6)
+        .filter(|entry| entry[..2] != algorithm.to_be_bytes())
+        .flatten()
+        .copied()
+        .collect();
+    answer.truncate(LIST);
+    answer[LIST - 4..].copy_from_slice(&((entries.len() / 6) as u32).to_be_bytes());
+    answer.extend(entries);
+    let length = answer.len() as u32;
+    answer[2..6].copy_from_slice(&length.to_be_bytes());
 }

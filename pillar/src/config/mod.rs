@@ -1,7 +1,7 @@
 //! What the controller wants of this device: configs checked, kept, and translated into what the device is to be.
 //!
 //! ```text
-//!   signed container --> accept: for this device? --> translate --> InForce --> desired
+//!   signed container --> accept: for this device? --> translate --> InForce --> allowance --> desired
 //!        ^                                            (what cannot be done becomes a fault)
 //!   the network (follow.rs), or the checkpoint at a start
 //! ```
@@ -204,11 +204,10 @@ impl Secrets for NoSecrets {
     }
 }
 
-/// Puts a config into force: reconcilers and report see it from now on.
+/// Puts a config into force: what the device may run ([`crate::allowance`]) and the report see it from now on.
 pub fn put_in_force(
     in_force: InForce,
     config: &watch::Sender<Arc<InForce>>,
-    desired: &watch::Sender<Arc<Desired>>,
     status: &crate::status::Status,
     from: &str,
 ) {
@@ -220,15 +219,6 @@ pub fn put_in_force(
         Subject::Config,
         &format!("config applied {}{from}", in_force.short_hash()),
     );
-    // The first config is told even if it is empty: until then the reconcilers touch nothing.
-    let first = config.borrow().since.is_none();
-    desired.send_if_modified(|known| {
-        let changed = first || **known != *in_force.desired;
-        if changed {
-            known.clone_from(&in_force.desired);
-        }
-        changed
-    });
     config.send_replace(Arc::new(in_force));
 }
 

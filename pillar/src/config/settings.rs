@@ -1,9 +1,10 @@
-//! Config items: the knobs that a controller turns on a device, with EVE's names, defaults and limits, and one of ours.
+//! Config items: the knobs that a controller turns on a device, with EVE's names, defaults and limits, and two of ours.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::eve::config::EdgeDevConfig;
+use protocol::items::KEEP_RUNNING;
 
 /// What the config items say, as far as this device follows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Settings {
     pub cert_interval: Duration,
     /// `skerry.attest.interval`: longest time until the device attests again; the controller's policy has tokens end later than that.
     pub attest_interval: Duration,
+    /// `skerry.attestation.keep.running`: whether a device whose boot is refused goes on with its apps.
+    pub keep_running: bool,
     /// The controller's epoch; when it changes, all info is sent again.
     pub epoch: i64,
     /// Values in force by key, as reported.
@@ -48,8 +51,16 @@ impl Settings {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         let mut refused = BTreeMap::new();
         let mut seconds = TIMERS.map(|(_, default, ..)| default);
+        let mut keep_running = true;
         for item in &config.config_items {
             let refuse = |reason: String| (item.key.clone(), (item.value.clone(), reason));
+            if item.key == KEEP_RUNNING {
+                match item.value.trim().parse() {
+                    Ok(value) => keep_running = value,
+                    Err(_) => refused.extend([refuse("expected true or false".to_owned())]),
+                }
+                continue;
+            }
             let Some(index) = TIMERS.iter().position(|(key, ..)| *key == item.key) else {
                 refused.extend([refuse("not followed by this device".to_owned())]);
                 continue;
@@ -67,6 +78,7 @@ impl Settings {
         for ((key, ..), value) in TIMERS.iter().zip(seconds) {
             known.insert((*key).to_owned(), value.to_string());
         }
+        known.insert(KEEP_RUNNING.to_owned(), keep_running.to_string());
         let [
             config_interval,
             metric_interval,
@@ -80,6 +92,7 @@ impl Settings {
             device_info_interval,
             cert_interval,
             attest_interval,
+            keep_running,
             epoch: config.controller_epoch,
             known,
             refused,
@@ -105,6 +118,7 @@ mod tests {
                 item("timer.metric.interval", "4"),
                 item("timer.deviceinfo.interval", "soon"),
                 item("debug.enable.usb", "true"),
+                item(KEEP_RUNNING, "false"),
             ],
             controller_epoch: 7,
             ..EdgeDevConfig::default()
@@ -114,6 +128,7 @@ mod tests {
         assert_eq!(settings.metric_interval, Duration::from_secs(60));
         assert_eq!(settings.device_info_interval, Duration::from_secs(600));
         assert_eq!(settings.epoch, 7);
+        assert!(!settings.keep_running && Settings::default().keep_running);
         assert_eq!(settings.known["timer.config.interval"], "10");
         let refused: Vec<_> = settings.refused.keys().map(String::as_str).collect();
         assert_eq!(

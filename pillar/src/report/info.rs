@@ -492,7 +492,7 @@ fn attestation(attestation: &Attestation) -> AttestationInfo {
             state: AttestationState::Complete.into(),
             error: None,
         },
-        Attestation::Failed { reason, at } => AttestationInfo {
+        Attestation::Failed { reason, at, .. } => AttestationInfo {
             state: AttestationState::RestartWait.into(),
             error: Some(error_info(reason, *at, None)),
         },

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One swtpm with its state in a folder.
 pub struct Tpm {
@@ -105,13 +105,13 @@ fn spawn(dir: &Path) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("swtpm is needed; install the package swtpm");
-    for _ in 0..1000 {
-        if socket.exists() {
-            return process;
-        }
+    // The file is there a moment before anybody listens.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "swtpm opened no socket");
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("swtpm opened no socket");
+    process
 }
 
 /// Sends a command whose length is filled in, and gives the response code.

@@ -24,10 +24,6 @@ pub const PARTS_FILE: &str = "parts.json";
 /// `parts.json` is a few hundred bytes; more than this is something else.
 const MAX_PARTS_JSON: u64 = 64 * 1024;
 
-/// Every part travels as a file on FAT32, whose sizes have 32 bits (Microsoft, FAT32 File System Specification 1.03,
-/// `DIR_FileSize`). Sizes below this add up without overflow.
-const MAX_FILE: u64 = u32::MAX as u64;
-
 /// The files that make an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PartName {

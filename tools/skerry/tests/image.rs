@@ -33,7 +33,7 @@ fn skerry_with_parts() -> Skerry {
 #[test]
 fn a_stick_is_made_with_a_bundle_from_a_file_or_from_the_controller() {
     let server = Scripted::start(|request| match request.line.as_str() {
-        "GET imagebundle?enrolment=both" => Answer::Json(200, bundle()),
+        "GET imagebundle?enrolment=zeroTouch%2Ceve" => Answer::Json(200, bundle()),
         other => panic!("{other}"),
     });
     let skerry = skerry_with_parts();

@@ -24,6 +24,7 @@
 
 pub mod accel;
 mod command;
+mod emulator;
 mod error;
 pub mod nested;
 mod pc;
@@ -34,6 +35,7 @@ mod spec;
 mod tpm;
 
 pub use accel::Accelerator;
+pub use emulator::Emulator;
 pub use error::Error;
 pub use pc::Pc;
 pub use screen::Screen;

@@ -80,8 +80,11 @@ impl Capabilities {
             (self.p256, "curve P-256"),
             (self.ecdsa, "ECDSA"),
             (self.sha256, "SHA-256"),
+            // The endorsement key's template and every encrypted session use it (TCG EK Credential Profile, B.3 and B.4).
+            (self.aes_cfb, "AES in CFB mode"),
             (self.ecdh_zgen, "command ECDH_ZGen"),
             (self.quote, "command Quote"),
+            (self.activate_credential, "command ActivateCredential"),
         ]
         .into_iter()
         .filter_map(|(there, name)| (!there).then_some(name))

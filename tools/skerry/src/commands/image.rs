@@ -51,7 +51,7 @@ fn fetch(context: Option<&str>, enrolment: EnrolmentWay) -> Result<(Vec<u8>, Str
     let ways = match enrolment {
         EnrolmentWay::ZeroTouch => "zeroTouch",
         EnrolmentWay::Eve => "eve",
-        EnrolmentWay::Both => "both",
+        EnrolmentWay::Both => "zeroTouch,eve",
     };
     let query = [("enrolment", ways.to_owned())];
     let bundle = crate::runtime(client.get("imagebundle", &query, "get the image bundle"))?;

@@ -245,6 +245,12 @@ const ATTACKS: &[Attack] = &[
     ),
     attack(
         13,
+        FLIGHTS,
+        "a_tpm_without_aes_cfb_holds_no_keys_and_its_machine_is_of_level_none",
+        "TPM without AES in CFB mode",
+    ),
+    attack(
+        13,
         CONTROLLER,
         "enrol_attacks::row_13_a_tpm_without_its_makers_certificate_gets_in_at_bronze_and_no_higher",
         "TPM without a certificate of its maker",
@@ -271,7 +277,13 @@ const ATTACKS: &[Attack] = &[
         16,
         CONTROLLER,
         "enrol_attacks::row_16_a_controller_that_fails_in_the_middle_leaves_nothing_half",
-        "controller killed in the middle",
+        "write of the controller broken off in the middle",
+    ),
+    attack(
+        16,
+        CONTROLLER,
+        "killed::row_16_a_controller_killed_in_the_middle_leaves_nothing_half",
+        "controller killed (SIGKILL) in the middle, at many moments",
     ),
     attack(
         17,

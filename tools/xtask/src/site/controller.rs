@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::process::Server;
+use super::process::{Memory, Server};
 use super::{HOST_FROM_BOX, free_port};
 
 pub struct Controller {
@@ -51,6 +51,10 @@ impl Controller {
 
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
+    }
+
+    pub fn memory(&self) -> Result<Memory> {
+        self.server.memory()
     }
 
     pub fn data(&self) -> &Path {

@@ -25,6 +25,28 @@ pub struct Server {
     child: Option<Child>,
 }
 
+/// Memory of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident now, in KiB (VmRSS).
+    pub resident_kib: u64,
+    /// The most that ever was resident, in KiB (VmHWM).
+    pub peak_kib: u64,
+}
+
+impl Memory {
+    fn parse(status: &str) -> Option<Memory> {
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix(" kB")?.parse().ok()
+        };
+        Some(Memory {
+            resident_kib: of("VmRSS:")?,
+            peak_kib: of("VmHWM:")?,
+        })
+    }
+}
+
 impl Server {
     /// A server that is off. It will listen at this port of the loopback address; its output goes to `log`.
     pub fn new(name: &'static str, port: u16, log: PathBuf) -> Server {
@@ -81,6 +103,17 @@ impl Server {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
+    /// Its memory, as the kernel counts it (proc_pid_status(5)).
+    pub fn memory(&self) -> Result<Memory> {
+        let child = self.child.as_ref();
+        let id = child
+            .with_context(|| format!("{} does not run", self.name))?
+            .id();
+        let file = format!("/proc/{id}/status");
+        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        Memory::parse(&text).with_context(|| format!("{file} tells no memory"))
+    }
+
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else {
@@ -114,5 +147,24 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Memory;
+
+    #[test]
+    fn memory_is_read_from_what_the_kernel_tells() {
+        let status = "Name:\tx\nVmHWM:\t    9216 kB\nVmRSS:\t    8704 kB\nRssAnon:\t  1 kB\n";
+        let read = Memory::parse(status);
+        assert_eq!(
+            read,
+            Some(Memory {
+                resident_kib: 8704,
+                peak_kib: 9216
+            })
+        );
+        assert_eq!(Memory::parse("Name:\tx\n"), None);
     }
 }

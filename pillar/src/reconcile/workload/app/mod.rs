@@ -3,7 +3,7 @@
 //! The process runs in a systemd unit and is watched through a pidfd ([`super::process`]). A record of it tells the agent
 //! after its own restart what the process was started with, how it is ended, or when it is started again
 //! ([`super::record`]). What is known of a process or of a failure is known in those states of its life only
-//! ([`super::run`]). What is told of it stands in [`super::status`]; how it ends, in [`ending`].
+//! ([`mod@super::run`]). What is told of it stands in [`super::status`]; how it ends, in [`ending`].
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
