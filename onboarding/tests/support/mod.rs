@@ -15,106 +15,46 @@ pub mod log;
 pub mod maker;
 pub mod proxy;
 
-use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use onboarding::tpm::{Handle, Socket, Tpm, Transport};
 use tempfile::TempDir;
 
 /// A TPM of its own, with its own seeds.
 pub struct Emulator {
-    process: Child,
+    inner: testbed::Emulator,
+    // Last, so that it is there as long as the emulator is.
     dir: TempDir,
 }
 
 impl Emulator {
     /// A TPM as it is without its maker's certificates.
     pub fn new() -> Self {
-        Self::start(tempfile::tempdir().unwrap())
-    }
-
-    /// The certificates of the authority of [`Emulator::manufactured`]: its root and its issuer.
-    pub fn makers(&self) -> String {
-        ["swtpm-localca-rootca-cert.pem", "issuer.pem"]
-            .map(|name| fs::read_to_string(self.dir.path().join("ca").join(name)).unwrap())
-            .concat()
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            inner: testbed::Emulator::start(dir.path()).unwrap(),
+            dir,
+        }
     }
 
     /// A TPM with an RSA EK certificate at the usual NV index, by a certificate authority of its own.
     pub fn manufactured() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        fs::create_dir(dir.path().join("ca")).unwrap();
-        fs::write(
-            dir.path().join("ca.conf"),
-            format!(
-                "statedir = {ca}\nsigningkey = {ca}/key.pem\nissuercert = {ca}/issuer.pem\ncertserial = {ca}/serial\n",
-                ca = at("ca")
-            ),
-        )
-        .unwrap();
-        fs::write(dir.path().join("options"), "").unwrap();
-        fs::write(
-            dir.path().join("setup.conf"),
-            format!(
-                "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = {}\nactive_pcr_banks = sha256\n",
-                at("ca.conf"),
-                at("options")
-            ),
-        )
-        .unwrap();
-        let made = Command::new("swtpm_setup")
-            .args(["--tpm2", "--create-ek-cert", "--config", &at("setup.conf")])
-            .args(["--tpmstate", &dir.path().display().to_string()])
-            .output()
-            .expect("swtpm_setup runs (Debian package swtpm-tools)");
-        assert!(
-            made.status.success(),
-            "swtpm_setup: {}{}",
-            String::from_utf8_lossy(&made.stdout),
-            String::from_utf8_lossy(&made.stderr)
-        );
-        Self::start(dir)
-    }
-
-    fn start(dir: TempDir) -> Self {
-        let process = Self::spawn(dir.path());
-        Self { process, dir }
-    }
-
-    fn spawn(dir: &Path) -> Child {
-        let socket = dir.join("tpm");
-        let _ = fs::remove_file(&socket);
-        let process = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", dir.display())])
-            .args([
-                "--server",
-                &format!("type=unixio,path={}", socket.display()),
-            ])
-            .args([
-                "--ctrl",
-                &format!("type=unixio,path={}", dir.join("ctrl").display()),
-            ])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("swtpm runs (Debian package swtpm)");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        // The file is there a moment before anybody listens.
-        while Socket::unix(&socket).is_err() {
-            assert!(Instant::now() < deadline, "swtpm opened no socket");
-            thread::sleep(Duration::from_millis(10));
+        let inner = testbed::Emulator::manufactured(dir.path(), &dir.path().join("ca"));
+        Self {
+            inner: inner.unwrap(),
+            dir,
         }
-        process
+    }
+
+    /// The certificates of the authority of [`Emulator::manufactured`]: its root and its issuer.
+    pub fn makers(&self) -> String {
+        testbed::maker_certificates(&self.dir.path().join("ca")).unwrap()
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("tpm")
+        self.inner.socket()
     }
 
     /// A connection. The emulator serves one at a time: drop every other one first.
@@ -122,23 +62,13 @@ impl Emulator {
         Tpm::over(self.dial())
     }
 
-    /// The socket is there a moment before the emulator listens on it.
     pub fn dial(&self) -> Socket<UnixStream> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            match Socket::unix(&self.socket()) {
-                Ok(socket) => return socket,
-                Err(error) => assert!(Instant::now() < deadline, "connecting to swtpm: {error}"),
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        Socket::unix(&self.socket()).unwrap()
     }
 
     /// Power off without notice and on again: PCRs, loaded keys and sessions are gone, seeds and persistent keys stay.
     pub fn power_cycle(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        self.process = Self::spawn(self.dir.path());
+        self.inner.power_cycle().unwrap();
     }
 
     /// What the firmware's menu calls "clear TPM": new owner's seed. Drop every connection first.
@@ -163,13 +93,6 @@ impl Emulator {
         let answer = self.dial().exchange(command).unwrap();
         assert_eq!(answer[6..10], [0; 4], "{answer:02x?}");
         answer
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

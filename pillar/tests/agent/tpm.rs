@@ -3,29 +3,20 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 /// One swtpm with its state in a folder.
-pub struct Tpm {
-    process: Child,
-    dir: PathBuf,
-}
+pub struct Tpm(testbed::Emulator);
 
 impl Tpm {
     /// A TPM without its maker's certificates, in a new folder.
     pub fn new(dir: &Path) -> Self {
-        std::fs::create_dir(dir).unwrap();
-        Self {
-            process: spawn(dir),
-            dir: dir.to_owned(),
-        }
+        Self(testbed::Emulator::start(dir).unwrap())
     }
 
     pub fn socket(&self) -> PathBuf {
-        socket(&self.dir)
+        self.0.socket()
     }
 
     /// A connection. The emulator serves one at a time: no agent may run.
@@ -35,9 +26,7 @@ impl Tpm {
 
     /// Power off without notice and on again.
     pub fn power_cycle(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        self.process = spawn(&self.dir);
+        self.0.power_cycle().unwrap();
     }
 
     /// Wrong passwords until the TPM takes none any more (TPM2_DictionaryAttackParameters is left as it is made: some thirty tries).
@@ -76,42 +65,6 @@ impl Tpm {
         }
         panic!("the TPM takes wrong passwords for ever");
     }
-}
-
-impl Drop for Tpm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn socket(dir: &Path) -> PathBuf {
-    dir.join("socket")
-}
-
-fn spawn(dir: &Path) -> Child {
-    let socket = socket(dir);
-    let _ = std::fs::remove_file(&socket);
-    let process = Command::new("swtpm")
-        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-        .arg("--tpmstate")
-        .arg(format!("dir={}", dir.display()))
-        .arg("--server")
-        .arg(format!("type=unixio,path={}", socket.display()))
-        .arg("--ctrl")
-        .arg(format!("type=unixio,path={}.ctrl", socket.display()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("swtpm is needed; install the package swtpm");
-    // The file is there a moment before anybody listens.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while UnixStream::connect(&socket).is_err() {
-        assert!(Instant::now() < deadline, "swtpm opened no socket");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    process
 }
 
 /// Sends a command whose length is filled in, and gives the response code.

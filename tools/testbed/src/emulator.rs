@@ -25,10 +25,6 @@ impl Emulator {
     pub fn start(dir: &Path) -> Result<Emulator, Error> {
         std::fs::create_dir_all(dir).map_err(Error::file("making", dir))?;
         let dir = std::path::absolute(dir).map_err(Error::file("finding", dir))?;
-        let failed = |reason: String| Error::Program {
-            program: "swtpm".to_owned(),
-            reason,
-        };
         let _ = std::fs::remove_file(dir.join(SOCKET));
         let child = Command::new("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
@@ -43,21 +39,49 @@ impl Emulator {
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
         let mut emulator = Emulator { child, dir };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        emulator.until_it_listens()?;
+        Ok(emulator)
+    }
+
+    fn until_it_listens(&mut self) -> Result<(), Error> {
+        let (socket, deadline) = (self.socket(), Instant::now() + Duration::from_secs(20));
         // The file is there a moment before anybody listens.
-        while UnixStream::connect(emulator.socket()).is_err() {
-            if let Ok(Some(status)) = emulator.child.try_wait() {
+        while UnixStream::connect(&socket).is_err() {
+            if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(failed(format!("it ended at once ({status})")));
             }
             if Instant::now() > deadline {
-                return Err(failed(format!(
-                    "nothing listens at {}",
-                    emulator.socket().display()
-                )));
+                return Err(failed(format!("nothing listens at {}", socket.display())));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(emulator)
+        Ok(())
+    }
+
+    /// The same for a TPM as its maker sells it: with an RSA endorsement key's certificate at the usual NV index, by the certificate
+    /// authority in `maker`, which the first TPM makes ([`crate::maker_certificates`] gives its certificates).
+    ///
+    /// # Errors
+    /// As [`Emulator::start`]; swtpm_setup is in Debian's package `swtpm-tools`.
+    pub fn manufactured(dir: &Path, maker: &Path) -> Result<Emulator, Error> {
+        crate::tpm::manufacture(dir, Some(maker))?;
+        Emulator::start(dir)
+    }
+
+    /// Power off without notice and on again: PCRs, loaded keys and sessions are gone, what lasts stays. Connections from before are
+    /// dead.
+    ///
+    /// # Errors
+    /// As [`Emulator::start`].
+    pub fn power_cycle(&mut self) -> Result<(), Error> {
+        self.switch_off();
+        *self = Emulator::start(&self.dir)?;
+        Ok(())
+    }
+
+    fn switch_off(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Where it takes commands.
@@ -69,7 +93,13 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.switch_off();
+    }
+}
+
+fn failed(reason: String) -> Error {
+    Error::Program {
+        program: "swtpm".to_owned(),
+        reason,
     }
 }
