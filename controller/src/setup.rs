@@ -85,6 +85,19 @@ pub async fn open(
     names: &[Name],
     listen: SocketAddr,
 ) -> Result<Controller, SetupError> {
+    open_tuned(directory, names, listen, |_| ()).await
+}
+
+/// The same with other settings than the usual ones.
+///
+/// # Errors
+/// [`SetupError`].
+pub async fn open_tuned(
+    directory: &Path,
+    names: &[Name],
+    listen: SocketAddr,
+    tune: impl FnOnce(&mut Settings),
+) -> Result<Controller, SetupError> {
     let names = names
         .iter()
         .map(|name| name.authority(listen))
@@ -99,7 +112,9 @@ pub async fn open(
         Ok(write_secret(&file, &format!("{password}\n"))?)
     };
     let is_new = users::ensure_admin(&store, keep).await?;
-    let fleet = Fleet::open(store.clone(), pki, Settings::new(server)).await?;
+    let mut settings = Settings::new(server);
+    tune(&mut settings);
+    let fleet = Fleet::open(store.clone(), pki, settings).await?;
     Ok(Controller {
         fleet,
         store,

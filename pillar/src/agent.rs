@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onboarding::keys::{Identity, IdentityError};
+use onboarding::keys::{Identity, IdentityError, Protection};
 use onboarding::registration;
 use onboarding::smbios::Machine;
 use onboarding::tpm::Tpm;
@@ -37,7 +37,8 @@ use crate::paths::Paths;
 use crate::status::{Status, Subject, Topic};
 use crate::supervise::{self, Pace};
 use crate::{
-    allowance, attest, bless, enrol, follow, link, logs, notify, power, report, tls, uplink,
+    allowance, attest, bless, enrol, follow, link, logs, notify, power, refusal, report, tls,
+    uplink,
 };
 
 /// The firmware says that there is a TPM; its device file comes once the driver is bound.
@@ -116,14 +117,14 @@ pub async fn run(
     );
 
     let config = watch::Sender::new(Arc::new(InForce::default()));
-    let attestation = watch::Sender::new(Attestation::default());
+    let attestation = watch::Sender::new(earlier_attestation(&paths, &status));
     tasks.spawn(allowance::run(
         config.subscribe(),
         attestation.subscribe(),
         desired,
     ));
     // The checkpoint waits for one try to open the keys, since its secrets need them; but not for a second.
-    let first = open_identity(&options).await;
+    let first = open_identity(&options, &status).await;
     let (id, grant) = enrol::kept(&paths, first.as_ref().ok().map(|identity| &**identity));
     let (device, grant) = (watch::Sender::new(id), watch::Sender::new(grant));
     let start = Checkpoint {
@@ -186,6 +187,19 @@ pub async fn run(
     while tasks.join_next().await.is_some() {}
 }
 
+/// What an earlier start leaves of attestation. The apps of a refused device are not started from the checkpoint to be stopped a moment
+/// later, or never if the controller is away.
+fn earlier_attestation(paths: &Paths, status: &Status) -> Attestation {
+    let refused = refusal::load(paths, status);
+    if refused {
+        status.raise(
+            Topic::Attestation,
+            "attestation: the controller refused this device's boot state before this start, and has not trusted it since",
+        );
+    }
+    Attestation::Trying { refused }
+}
+
 fn start_tasks(tasks: &mut JoinSet<()>, ctx: &Arc<Context>, options: &Options) {
     let status = &ctx.status;
     let pace = Pace::default();
@@ -227,24 +241,51 @@ async fn read_bundle(paths: &Paths, status: &Status) -> Bundle {
 }
 
 /// One try to open the device's keys, or to make them.
-async fn open_identity(options: &Options) -> Result<Arc<Identity>, String> {
+async fn open_identity(options: &Options, status: &Status) -> Result<Arc<Identity>, String> {
     wait_for_tpm(&options.tpm).await;
-    let (dir, path) = (options.paths.pillar(), options.tpm.clone());
+    let (dir, path, status) = (options.paths.pillar(), options.tpm.clone(), status.clone());
     let opened = tokio::task::spawn_blocking(move || -> Result<Identity, String> {
         let tpm = open_tpm(&path)?;
-        match Identity::open_or_create(&dir, tpm) {
+        let opened = match Identity::open_or_create(&dir, tpm.clone()) {
             // Old and odd TPMs: better known as unprotected than not at work.
-            Err(error @ IdentityError::UnsuitableTpm { .. }) => {
-                tracing::warn!(%error, "keys are made in software");
-                Identity::open_or_create(&dir, None).map_err(|error| error.to_string())
-            }
-            result => result.map_err(|error| error.to_string()),
+            Err(IdentityError::UnsuitableTpm { .. }) => Identity::open_or_create(&dir, None),
+            opened => opened,
+        };
+        let identity = opened.map_err(|error| error.to_string())?;
+        match tpm.and_then(|tpm| unused(&identity, &tpm)) {
+            Some(reason) => status.raise(
+                Topic::Tpm,
+                &format!(
+                    "the device's keys are in software, and nothing proves what it boots: {reason}"
+                ),
+            ),
+            None => status.clear(Topic::Tpm),
         }
+        Ok(identity)
     });
     opened
         .await
         .map_err(|error| error.to_string())?
         .map(Arc::new)
+}
+
+/// Why the keys are not in the TPM although there is one. Asked at each start and not only when they are made: who stands before the box may
+/// do so years later.
+fn unused(identity: &Identity, tpm: &Tpm) -> Option<String> {
+    match identity.protection() {
+        Protection::Tpm => None,
+        Protection::Software => Some(match tpm.capabilities() {
+            Ok(able) if able.missing().is_empty() => {
+                "they were made before there was a TPM; to move them, install the device anew"
+                    .to_owned()
+            }
+            Ok(able) => {
+                let missing = able.missing();
+                IdentityError::UnsuitableTpm { missing }.to_string()
+            }
+            Err(error) => error.to_string(),
+        }),
+    }
 }
 
 /// Keys that were made in software stay there for ever, so a TPM that is only slow must not be taken for none.
@@ -276,7 +317,7 @@ async fn keep_opening(options: &Options, status: &Status, reason: String) -> Arc
     loop {
         status.raise(Topic::Identity, &reason);
         tokio::time::sleep(backoff.next_delay()).await;
-        match open_identity(options).await {
+        match open_identity(options, status).await {
             Ok(identity) => return identity,
             Err(error) => reason = error,
         }

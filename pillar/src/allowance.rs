@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Apps are stopped and nothing of theirs is removed: once the controller trusts the device's boot again, they go on with their volumes.
-//! A policy comes with the config, and a refused device gets no config; it goes by the policy that it heard of last.
+//! A policy comes with the config, and a refused device gets no config; it goes by the policy that it heard of last. A refusal outlives the
+//! agent ([`crate::refusal`]), as the config does.
 
 use std::sync::Arc;
 

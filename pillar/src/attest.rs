@@ -19,7 +19,8 @@
 //!
 //! A device attests again before its token ends, with the old one in force until the new one is there: whoever asks for a config
 //! meanwhile is served, and apps never notice. If the controller then refuses, the device gets nothing new; what it goes on with is for
-//! [`crate::allowance`] to say.
+//! [`crate::allowance`] to say. A refusal is kept ([`crate::refusal`]), so that it holds after a power cut, too, until the controller
+//! takes it back.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::backoff::fraction;
 use crate::conn;
 use crate::context::{Attestation, Context};
 use crate::host::event_log;
+use crate::refusal;
 use crate::status::{Subject, Topic};
 
 /// EVE's delay between tries.
@@ -119,11 +121,12 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
                 ctx.refused_because("");
                 ctx.status.clear(Topic::Attestation);
                 ctx.status.say(Subject::Attestation, "attested");
+                refusal::note(&ctx.paths, &ctx.status, false).await;
                 ctx.attestation.send_replace(Attestation::Granted { token });
                 tokio::select! {
                     () = ctx.reattest.notified() => {
                         tracing::info!("the controller wants a new quote");
-                        ctx.attestation.send_replace(Attestation::Trying);
+                        ctx.attestation.send_replace(Attestation::Trying { refused: false });
                         ctx.status.forget(&Subject::Attestation);
                     }
                     // The token stays in force until there is another.
@@ -146,9 +149,13 @@ pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
                     && matches!(*ctx.attestation.borrow(), Attestation::Granted { .. });
                 if !holds {
                     ctx.status.forget(&Subject::Attestation);
+                    let refused_now = matches!(error, Error::Refused);
+                    if refused_now {
+                        // Before apps stop: what has stopped stays so.
+                        refusal::note(&ctx.paths, &ctx.status, true).await;
+                    }
                     // A controller that does not answer now has not taken its refusal back either.
-                    let refused =
-                        matches!(error, Error::Refused) || ctx.attestation.borrow().is_refused();
+                    let refused = refused_now || ctx.attestation.borrow().is_refused();
                     ctx.attestation.send_replace(Attestation::Failed {
                         reason,
                         at: Some(SystemTime::now()),

@@ -30,11 +30,13 @@ use crate::status::{Status, Topic};
 use crate::uplink::Uplink;
 
 /// How far attestation is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attestation {
     /// The first try is not over.
-    #[default]
-    Trying,
+    Trying {
+        /// The controller has refused this device in an earlier start, and not trusted it since ([`crate::refusal`]).
+        refused: bool,
+    },
     /// The last try failed, and the next one is due.
     Failed {
         /// Why.
@@ -51,11 +53,21 @@ pub enum Attestation {
     },
 }
 
+impl Default for Attestation {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self::Trying { refused: false }
+    }
+}
+
 impl Attestation {
-    /// Whether the controller does not trust this boot.
+    /// Whether the controller does not trust this boot, or the last one that it heard of.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Failed { refused: true, .. })
+        matches!(
+            self,
+            Self::Trying { refused: true } | Self::Failed { refused: true, .. }
+        )
     }
 }
 

@@ -55,7 +55,7 @@ enum Outcome {
 pub async fn run(ctx: Arc<Context>) -> Result<(), Infallible> {
     ctx.device_id().await;
     let mut attestation = ctx.attestation.subscribe();
-    let tried = |attestation: &Attestation| *attestation != Attestation::Trying;
+    let tried = |attestation: &Attestation| !matches!(attestation, Attestation::Trying { .. });
     let _ = tokio::time::timeout(WAIT_FOR_TOKEN, attestation.wait_for(tried)).await;
     let mut away = Backoff::new(AWAY.0, AWAY.1);
     let mut certs_at = tokio::time::Instant::now();

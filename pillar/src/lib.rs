@@ -26,6 +26,7 @@
 //! | controller | [`bundle`] | which controller, whom to trust | |
 //! | | [`conn`] | signed requests and answers | `bundle` |
 //! | | [`grant`] | what zero-touch enrolment leaves on the disk | |
+//! | | [`refusal`] | that the controller refuses what was booted, kept over power cuts | `status` |
 //! | | [`websocket`] | WebSockets over the same TLS | `conn` |
 //! | | [`config`] | configs: checked, kept, translated | `conn` |
 //! | reconcilers | [`reconcile`] | makes the device what it should be; knows no controller | |
@@ -66,6 +67,7 @@ pub mod paths;
 pub mod peer;
 pub mod power;
 pub mod reconcile;
+pub mod refusal;
 pub mod report;
 pub mod status;
 pub mod supervise;

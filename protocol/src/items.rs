@@ -6,9 +6,10 @@
 //! | | [`ENROLMENT_LEVEL`] | how much the controller knew of the device when it granted it its id |
 //! | | [`trouble`] | a trouble of the device as a whole |
 //! | `EdgeDevConfig.configItems` | [`KEEP_RUNNING`] | whether a device that is refused goes on with what it runs |
+//! | | [`ATTEST_INTERVAL`] | how often it attests |
 //! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
 //!
-//! But for the one in the config, the device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
+//! But for those in the config, the device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
 
 use std::fmt;
 
@@ -21,6 +22,9 @@ pub const CONFIG_HASH: &str = "skerry.config.hash";
 pub const ENROLMENT_LEVEL: &str = "skerry.enrolment.level";
 /// Item of a config, in its list `configItems`: `false` if a device whose boot is refused must stop what it runs. Absent: it goes on.
 pub const KEEP_RUNNING: &str = "skerry.attestation.keep.running";
+
+/// Item of a config: the longest time in seconds until the device attests again. Absent: 3000.
+pub const ATTEST_INTERVAL: &str = "skerry.attest.interval";
 
 const TROUBLE: &str = "skerry.trouble.";
 const PROCESS: &str = "skerry.process.";

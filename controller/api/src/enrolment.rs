@@ -301,7 +301,7 @@ impl fmt::Display for WaitingDecision {
 pub struct WaitingDecisionRequest {
     /// Approve or deny.
     pub decision: WaitingVerb,
-    /// Machine ids, their beginnings of 12 digits at least, or words: the first three at least.
+    /// Machine ids, their beginnings of 12 digits at least, or all eight words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<String>,
     /// All that wait now and fit this, instead of naming machines.

@@ -293,12 +293,15 @@ pub enum BootOccasion {
     Attestation,
 }
 
-/// Body of `POST attestationpolicies/{name}/firmware`: whose last boot's firmware to accept.
+/// Body of `POST attestationpolicies/{name}/firmware`: whose firmware to accept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AcceptFirmwareRequest {
     /// Name of the device.
     pub device: String,
+    /// Name of the boot; empty: the last one whose quote and event log hold.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot: String,
     /// What to call it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! is a device? ---- revoked ------------------> Deny
-//!      | '--------- counters, serial odd -----> Wait (Refuse, if a manifest says otherwise), unless a person approved
+//!      | '- counters, serial, model odd ------> Wait (Refuse, if a manifest says otherwise), unless a person approved
 //!      |  '-------- all as it was ------------> Again
 //!      no
 //!      |-- a person denied -------------------> Deny
 //!      |-- a person approved -----------------> Admit
 //!      |-- its serial number is another's ----> Refuse; the other device's operator is told
-//!      |-- its line in a manifest: fits ------> Admit
+//!      |-- its line in a manifest: fits ------> Admit (Wait, if it has no TPM, and the line knows but a serial number)
 //!      |                           does not --> Refuse
 //!      '-- first rule that fits --------------> Admit, Wait, Deny;  none, or no TPM: Wait
 //! ```
@@ -50,6 +50,8 @@ pub struct Enrolled {
     pub revoked: bool,
     /// The serial number that it said before.
     pub serial: String,
+    /// Maker and model that it said before: they choose the policy that its boots are judged by.
+    pub model: (String, String),
     /// The TPM's counters at the last boot that was seen.
     pub counters: Option<Counters>,
 }
@@ -144,13 +146,20 @@ pub fn decide(applicant: &Applicant, memory: &Memory<'_>) -> Decided {
     let serial = serial(applicant, memory, line);
     let unique = unique(applicant, memory, line);
     let counters = counters(applicant, memory);
+    let model = model(applicant, memory);
     let verdicts = vec![
         verdict(Check::EndorsementUnique, unique.outcome.clone()),
         verdict(Check::Serial, serial.clone()),
+        verdict(Check::Model, model.clone()),
         verdict(Check::ResetCount, counters.clone()),
     ];
+    let odd = Odd {
+        serial: failed(&serial),
+        model: failed(&model),
+        counters: failed(&counters),
+    };
     let decision = match &memory.enrolled {
-        Some(enrolled) => again(enrolled, memory, line, &serial, &counters),
+        Some(enrolled) => again(enrolled, memory, line, odd),
         None => fresh(applicant, memory, line, &serial, &unique),
     };
     Decided {
@@ -258,6 +267,23 @@ fn unique(applicant: &Applicant, memory: &Memory<'_>, line: Option<&Line>) -> Un
     }
 }
 
+/// Whether a device says that it is what it said before. Who could change that at will would choose the policy that its boots are judged by.
+fn model(applicant: &Applicant, memory: &Memory<'_>) -> Outcome {
+    let Some(enrolled) = &memory.enrolled else {
+        return not_applicable("the machine is no device yet");
+    };
+    let seen = (&applicant.facts.manufacturer, &applicant.facts.product);
+    let wanted = (&enrolled.model.0, &enrolled.model.1);
+    if wanted == seen {
+        Outcome::Pass
+    } else {
+        fail(
+            format!("{:?} by {:?}", wanted.1, wanted.0),
+            format!("{:?} by {:?}", seen.1, seen.0),
+        )
+    }
+}
+
 /// Whether the TPM's counters have not gone back.
 fn counters(applicant: &Applicant, memory: &Memory<'_>) -> Outcome {
     let before = memory
@@ -287,14 +313,16 @@ pub fn counters_outcome(before: Option<Counters>, now: Option<Counters>) -> Outc
     }
 }
 
+/// What about a device is not as it was.
+#[derive(Clone, Copy)]
+struct Odd {
+    serial: bool,
+    model: bool,
+    counters: bool,
+}
+
 /// A machine that is a device already.
-fn again(
-    enrolled: &Enrolled,
-    memory: &Memory<'_>,
-    line: Option<&Line>,
-    serial: &Outcome,
-    counters: &Outcome,
-) -> Decision {
+fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd) -> Decision {
     if enrolled.revoked {
         return Decision::Deny {
             reason: "this device was revoked".to_owned(),
@@ -304,10 +332,10 @@ fn again(
         Some(WaitingDecision::Denied) => return denied(),
         decision => decision == Some(WaitingDecision::Approved),
     };
-    if approved || !(failed(serial) || failed(counters)) {
+    if approved || !(odd.serial || odd.model || odd.counters) {
         return Decision::Again(enrolled.device);
     }
-    if failed(serial) {
+    if odd.serial {
         let reason = "its serial number is not the one that it had: the mainboard or its firmware was changed";
         let by_manifest = line.is_some_and(|line| !line.entry.serial.is_empty());
         return if by_manifest {
@@ -320,8 +348,13 @@ fn again(
             }
         };
     }
+    let reason = if odd.model {
+        "it says that it is another model than before"
+    } else {
+        "its TPM's counters have gone back: it was cleared"
+    };
     Decision::Wait {
-        reason: "its TPM's counters have gone back: it was cleared".to_owned(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -376,6 +409,12 @@ fn fresh(
         if line.device.is_some() {
             return Decision::Refuse {
                 reason: "another device has enrolled by its line in the manifest".to_owned(),
+            };
+        }
+        if line.entry.machine.is_none() && applicant.level == AttestationLevel::None {
+            return Decision::Wait {
+                reason: "a manifest has its serial number, which anybody can say, and it has no TPM to prove itself with"
+                    .to_owned(),
             };
         }
         return Decision::Admit(Admitted {

@@ -9,6 +9,7 @@
 //! A nonce is written down before it is given out and struck out before it is used, so that no quote is taken twice, not even after
 //! the controller was killed in between.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +17,7 @@ use onboarding::attest::verifier::{
     self, DeviceCertificates, ReceivedCertificate, Request, Submission,
 };
 use onboarding::attest::{QuoteAnswer, StoreKeysAnswer};
-use onboarding::quote::{Check, Conclusion, Outcome, Report};
+use onboarding::quote::{self, Check, Conclusion, Expected, Outcome, Report};
 use operator_api::{
     Attestation, AttestationConclusion, AttestationLevel, BootOccasion, Device, DeviceSpec,
     Object as _, Verdict, VerdictOutcome, WatchEventType,
@@ -28,7 +29,8 @@ use protocol::ids::DeviceId;
 use protocol::keys::VerifyingKey;
 
 use super::registry::Entry;
-use super::{Fleet, Opened, Refused, admission, boots, policy};
+use super::zero_touch::blocking;
+use super::{Fleet, Opened, Refused, admission, boots, policy, secrets};
 use crate::store::identities::{self, AttestationKeys, Counters, Ground, Token};
 use crate::store::{self, objects};
 
@@ -37,7 +39,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`Refused`]; a quote that proves nothing is no error but an answer.
-    pub async fn attest(&self, opened: Opened) -> Result<Vec<u8>, Refused> {
+    pub async fn attest(self: &Arc<Self>, opened: Opened) -> Result<Vec<u8>, Refused> {
         let request: ZAttestReq = envelope::decode(&opened.payload, "ZAttestReq")?;
         let device = &opened.device;
         let answer = match verifier::read(&request)? {
@@ -45,7 +47,7 @@ impl Fleet {
                 self.keep_certificates(device, &certificates).await?
             }
             Request::Nonce => self.give_nonce(device).await?,
-            Request::Quote(submission) => self.judge(device, &submission).await?,
+            Request::Quote(submission) => self.judge(device, submission).await?,
             Request::StoreKeys {
                 integrity_token,
                 keys,
@@ -78,12 +80,17 @@ impl Fleet {
             ground.agreement_point.as_deref(),
         )?;
         let before = identities::attestation_keys(&mut writer, id).await?;
+        // EVE's flag `is_mutable` is the device's own word. It counts for the key that secrets are encrypted to, which whoever has the
+        // device's key may choose; not for those that say which TPM speaks.
         let fits = |what: &str,
                     before: &Option<Vec<u8>>,
                     now: &Option<ReceivedCertificate>,
-                    bytes: fn(&ReceivedCertificate) -> &[u8]| {
+                    bytes: fn(&ReceivedCertificate) -> &[u8],
+                    may_change: bool| {
             match (before, now) {
-                (Some(before), Some(now)) if before != bytes(now) && !now.is_mutable => {
+                (Some(before), Some(now))
+                    if before != bytes(now) && !(may_change && now.is_mutable) =>
+                {
                     Err(Refused::NotAllowed(format!(
                         "device {id} shows another {what} certificate than before"
                     )))
@@ -98,16 +105,22 @@ impl Fleet {
                 &before.attestation_certificate,
                 &certificates.attestation,
                 |c| &c.der,
+                false,
             )?,
             endorsement_certificate: fits(
                 "endorsement",
                 &before.endorsement_certificate,
                 &certificates.endorsement,
                 |c| &c.der,
+                false,
             )?,
-            ecdh_certificate: fits("ECDH", &before.ecdh_certificate, &certificates.ecdh, |c| {
-                &c.pem
-            })?,
+            ecdh_certificate: fits(
+                "ECDH",
+                &before.ecdh_certificate,
+                &certificates.ecdh,
+                |c| &c.pem,
+                true,
+            )?,
         };
         if keys != before {
             identities::set_attestation_keys(&mut writer, id, &keys).await?;
@@ -127,50 +140,48 @@ impl Fleet {
     }
 
     async fn judge(
-        &self,
+        self: &Arc<Self>,
         device: &Entry,
-        submission: &Submission,
+        submission: Box<Submission>,
     ) -> Result<ZAttestResponse, Refused> {
         let id = device.id;
         let now = Timestamp::now();
+        let asked = self.ask_store(id, now).await?;
         let trust = self.trust().await?;
+        let judging = (trust.clone(), asked.clone());
+        // Nothing else waits for the writer while signature and log are gone through.
+        let (report, submission, age) = blocking(move || {
+            let (trust, asked) = judging;
+            let mut report = quote::verify(
+                submission.evidence.as_ref(),
+                Expected {
+                    attestation_certificate: asked.keys.attestation_certificate.as_deref(),
+                    has_tpm: asked.ground.attestation_point.is_some(),
+                    nonce: asked.nonce.as_deref(),
+                },
+            );
+            if let Some(counters) = counters(&report) {
+                report.verdicts.push(quote::Verdict {
+                    check: Check::ResetCount,
+                    outcome: admission::counters_outcome(asked.ground.counters, Some(counters)),
+                });
+            }
+            let facts = asked.ground.facts.clone().unwrap_or_default();
+            let model = policy::model(&facts, &asked.device);
+            let ruling = trust.rulings.judge(&mut report, model, &submission);
+            let age = ruling
+                .map(|ruling| Duration::from_secs(60 * u64::from(ruling.policy.max_age_minutes)));
+            (report, submission, age)
+        })
+        .await?;
+        let age = age.unwrap_or(self.settings.attestation_age);
+
         let mut writer = self.store.write().await?;
-        let keys = identities::attestation_keys(&mut writer, id).await?;
-        let ground = identities::ground(&mut writer, id).await?;
-        let oldest = now.as_millisecond()
-            - i64::try_from(self.settings.nonce_lifetime.as_millis()).unwrap_or(i64::MAX);
-        let nonce = identities::take_nonce(&mut writer, id)
-            .await?
-            .filter(|(_, given)| *given >= oldest)
-            .map(|(nonce, _)| nonce);
-        let mut report = verifier::verify(
-            submission,
-            keys.attestation_certificate.as_deref(),
-            nonce.as_deref(),
-        );
-        let counters = counters(&report);
-        if let Some(counters) = counters {
-            report.verdicts.push(onboarding::quote::Verdict {
-                check: Check::ResetCount,
-                outcome: admission::counters_outcome(ground.counters, Some(counters)),
-            });
+        if objects::stamp_of_policies(&mut writer).await? != trust.stamp {
+            // A policy was written meanwhile, and has ended all tokens. The device asks again at once.
+            return Ok(verifier::quote_answer(&QuoteAnswer::NonceMismatch));
         }
-        let device_object = objects::by_id::<Device>(&mut writer, id)
-            .await?
-            .unwrap_or_else(|| {
-                // It is being deleted; there is nothing more to know of it.
-                Device::new("", DeviceSpec::default())
-            });
-        let facts = ground.facts.clone().unwrap_or_default();
-        let ruling = trust.rulings.judge(
-            &mut report,
-            policy::model(&facts, &device_object),
-            submission,
-        );
-        let age = ruling.map_or(self.settings.attestation_age, |ruling| {
-            Duration::from_secs(60 * u64::from(ruling.policy.max_age_minutes))
-        });
-        let level = level(&report, &ground);
+        let level = level(&report, &asked.ground);
         let mut attestation = attestation(&report, level, now);
         let good = attestation.conclusion == AttestationConclusion::Trusted;
         let evidence = submission.evidence.as_ref();
@@ -184,6 +195,7 @@ impl Fleet {
             Conclusion::Refused => None,
         };
         identities::set_attestation(&mut writer, id, &attestation, token.as_ref()).await?;
+        let counters = counters(&report);
         if let Some(counters) = counters.filter(|_| report.failures().next().is_none()) {
             identities::set_counters(&mut writer, id, counters).await?;
         }
@@ -197,34 +209,56 @@ impl Fleet {
         );
         store::boots::put(&mut writer, id, &seen, good).await?;
         let answer = match (&token, verifier::refusal(&report)) {
-            (Some(token), None) => {
-                let keys = match identities::keys(&mut writer, id).await? {
-                    Some(kept) => {
-                        AttestStorageKeys::decode(kept.as_slice())
-                            .map_err(|error| {
-                                Refused::Internal(format!("keys kept for device {id}: {error}"))
-                            })?
-                            .keys
-                    }
-                    None => Vec::new(),
-                };
-                QuoteAnswer::Granted {
-                    integrity_token: token.bytes.clone(),
-                    keys,
-                }
-            }
+            (Some(token), None) => QuoteAnswer::Granted {
+                integrity_token: token.bytes.clone(),
+                // They open the device's volumes: a secret like any other.
+                keys: match secrets::may_have(&attestation) {
+                    true => kept_keys(&mut writer, id).await?,
+                    false => Vec::new(),
+                },
+            },
             (_, refusal) => refusal.unwrap_or(QuoteAnswer::Refused),
         };
-        writer.commit().await?;
+        // Before the writer is free for whoever ends tokens.
+        device.state().token = token;
+        if let Err(error) = writer.commit().await {
+            device.state().token = None;
+            return Err(error.into());
+        }
         for failed in report.failures() {
             tracing::warn!(device = %id, verdict = %failed, "attestation");
         }
         tracing::info!(device = %id, conclusion = %attestation.conclusion, level = %attestation.level, "attestation");
-        device.state().token = token;
         // Whether it may have secrets may have changed.
         device.config_changed();
         self.tell_device(id, WatchEventType::Modified).await;
         Ok(verifier::quote_answer(&answer))
+    }
+
+    /// What the store knows of a device that shows a quote. Its nonce is struck out, so that no quote is taken twice.
+    async fn ask_store(&self, id: DeviceId, now: Timestamp) -> Result<Asked, Refused> {
+        let mut writer = self.store.write().await?;
+        let keys = identities::attestation_keys(&mut writer, id).await?;
+        let ground = identities::ground(&mut writer, id).await?;
+        let oldest = now.as_millisecond()
+            - i64::try_from(self.settings.nonce_lifetime.as_millis()).unwrap_or(i64::MAX);
+        let nonce = identities::take_nonce(&mut writer, id)
+            .await?
+            .filter(|(_, given)| *given >= oldest)
+            .map(|(nonce, _)| nonce);
+        let device = objects::by_id::<Device>(&mut writer, id)
+            .await?
+            .unwrap_or_else(|| {
+                // It is being deleted; there is nothing more to know of it.
+                Device::new("", DeviceSpec::default())
+            });
+        writer.commit().await?;
+        Ok(Asked {
+            keys,
+            ground,
+            nonce,
+            device,
+        })
     }
 
     async fn keep_keys(
@@ -246,6 +280,29 @@ impl Fleet {
         writer.commit().await?;
         Ok(verifier::store_keys_answer(StoreKeysAnswer::Stored))
     }
+}
+
+/// What is known of a device that shows a quote.
+#[derive(Clone)]
+struct Asked {
+    keys: AttestationKeys,
+    ground: Ground,
+    /// The nonce that it was given last, if its time has not run out.
+    nonce: Option<Vec<u8>>,
+    device: Device,
+}
+
+/// The keys that a device left here.
+async fn kept_keys(
+    connection: &mut store::Connection,
+    id: DeviceId,
+) -> Result<Vec<AttestVolumeKey>, Refused> {
+    let Some(kept) = identities::keys(connection, id).await? else {
+        return Ok(Vec::new());
+    };
+    AttestStorageKeys::decode(kept.as_slice())
+        .map(|kept| kept.keys)
+        .map_err(|error| Refused::Internal(format!("keys kept for device {id}: {error}")))
 }
 
 /// Whether a device was given this token on its present boot, and not too long ago.
@@ -296,11 +353,12 @@ fn counters(report: &Report) -> Option<Counters> {
 
 /// How strong the proof of identity is.
 fn level(report: &Report, ground: &Ground) -> AttestationLevel {
-    match (report.is_of_known_tpm(), ground.level) {
-        (false, _) => AttestationLevel::None,
-        (true, Some(level)) => level,
+    match (ground.level, report.is_of_known_tpm()) {
+        // Whatever it booted: who it is was proven when it enrolled.
+        (Some(level), _) => level,
         // EVE's exchange proves the attestation key but never challenges the endorsement key, so more than bronze it cannot give.
-        (true, None) => AttestationLevel::Bronze,
+        (None, true) => AttestationLevel::Bronze,
+        (None, false) => AttestationLevel::None,
     }
 }
 

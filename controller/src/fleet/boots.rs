@@ -109,12 +109,16 @@ impl Fleet {
     }
 }
 
+/// What a boot is called.
+pub(super) fn name(device: &str, kept: &Kept) -> String {
+    format!("{device}-{}", kept.seq)
+}
+
 fn shown(device: &str, id: Uuid, kept: Kept, rulings: &Rulings) -> Boot {
     let firmware = rulings.shown_firmware(&kept);
+    let mut boot = Boot::new(name(device, &kept), BootSpec::default());
     let Kept { seq, seen } = kept;
-    let mut boot = Boot::new(format!("{device}-{seq}"), BootSpec::default());
-    let name = format!("boot/{seq}");
-    boot.metadata.uid = Some(Uuid::new_v5(&id, name.as_bytes()));
+    boot.metadata.uid = Some(Uuid::new_v5(&id, format!("boot/{seq}").as_bytes()));
     boot.metadata.creation_timestamp = Timestamp::from_millisecond(seen.time).ok();
     boot.status = BootStatus {
         device: device.to_owned(),

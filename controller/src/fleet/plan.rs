@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -48,6 +49,21 @@ pub struct Inputs<'a> {
     pub secrets: Option<&'a Envelope>,
     /// Whether it keeps running what it runs if its boot is refused.
     pub keep_running: bool,
+    /// The longest time until it attests again; nothing: the device's own default.
+    pub attest_every: Option<Duration>,
+}
+
+/// What the policy of the device's model asks of the device itself.
+fn policy_items(inputs: &Inputs<'_>) -> Vec<ConfigItem> {
+    let item = |key: &str, value: String| ConfigItem {
+        key: key.to_owned(),
+        value,
+    };
+    let stop = (!inputs.keep_running).then(|| item(items::KEEP_RUNNING, "false".to_owned()));
+    let every = inputs
+        .attest_every
+        .map(|every| item(items::ATTEST_INTERVAL, every.as_secs().to_string()));
+    stop.into_iter().chain(every).collect()
 }
 
 /// The config.
@@ -63,14 +79,7 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             network,
             Range::named(&inputs.device.status.app_network),
         )],
-        config_items: if inputs.keep_running {
-            Vec::new()
-        } else {
-            vec![ConfigItem {
-                key: items::KEEP_RUNNING.to_owned(),
-                value: "false".to_owned(),
-            }]
-        },
+        config_items: policy_items(&inputs),
         ..EdgeDevConfig::default()
     };
     let mut datastores = BTreeMap::new();
@@ -397,6 +406,7 @@ mod tests {
             certificates_hash: "certs",
             secrets,
             keep_running: true,
+            attest_every: None,
         })
     }
 

@@ -5,14 +5,14 @@
 use jiff::Timestamp;
 use onboarding::attest::verifier::Submission;
 use onboarding::policy::{self, Boot as JudgedBoot, FirmwareValues, Policy, SignedReference};
-use onboarding::quote::{Evidence, Report};
+use onboarding::quote::{Check, Evidence, Outcome, Report, Verdict};
 use operator_api::{
     AcceptFirmwareRequest, AcceptedFirmware, AttestationPolicy, AttestationPolicySpec, Device,
-    Object as _,
+    Object as _, VerdictOutcome,
 };
 use protocol::link::ServerMessage;
 
-use super::boots::unpack;
+use super::boots::{name as boot_name, unpack};
 use super::objects::Written;
 use super::{Fault, Fleet};
 use crate::store::{boots, identities};
@@ -85,14 +85,31 @@ impl Rulings {
             .find(|ruling| ruling.policy.is_for(manufacturer, product))
     }
 
-    /// Adds the policy's verdicts to a report, if there is a policy for the machine. Gives the policy.
+    /// Adds the policy's verdicts to a report. Gives the policy, if there is one for the machine.
+    ///
+    /// A fleet without any policy trusts every boot that its log explains, and says so. Once there is one, a machine that none is for is
+    /// not trusted: what it says that it is would otherwise choose how it is judged.
     pub(super) fn judge(
         &self,
         report: &mut Report,
         (manufacturer, product): (&str, &str),
         submission: &Submission,
     ) -> Option<&Ruling> {
-        let ruling = self.of(manufacturer, product)?;
+        let ruling = self.of(manufacturer, product);
+        report.verdicts.push(Verdict {
+            check: Check::Policy,
+            outcome: match ruling {
+                Some(_) => Outcome::Pass,
+                None if self.rulings.is_empty() => Outcome::Warn {
+                    expected: "a policy".to_owned(),
+                    seen: "none at all: every boot that its log explains is trusted".to_owned(),
+                },
+                None => Outcome::NotApplicable {
+                    reason: format!("no policy is for {manufacturer} {product}"),
+                },
+            },
+        });
+        let ruling = ruling?;
         // What came of the boot stands in the verdicts.
         let _ = policy::judge(
             report,
@@ -174,23 +191,26 @@ impl Fleet {
                 "{what}: policy `{name}` is not for {manufacturer} {product}"
             )));
         }
-        // Verdicts of policy are what acceptance is about; the quote itself must have held.
-        let last = kept.iter().find(|kept| {
-            let verdicts = &kept.seen.attestation.verdicts;
-            ["signature", "pcrDigest", "eventLogReplay"]
+        let held = |kept: &&boots::Kept| can_be_learned_from(&kept.seen.attestation.verdicts);
+        let last = match request.boot.as_str() {
+            "" => kept.iter().find(held).ok_or_else(|| {
+                Fault::Conflict(format!(
+                    "{what}: no boot of it was seen whose quote and event log hold"
+                ))
+            }),
+            // The one that a person has looked at, whatever was booted since.
+            name => kept
                 .iter()
-                .all(|check| {
-                    verdicts.iter().any(|verdict| {
-                        verdict.check == *check
-                            && verdict.outcome == operator_api::VerdictOutcome::Passed
+                .find(|kept| boot_name(&request.device, kept) == name)
+                .ok_or_else(|| Fault::Conflict(format!("{what}: no boot `{name}` of it is kept")))
+                .and_then(|kept| {
+                    Some(kept).filter(held).ok_or_else(|| {
+                        Fault::Conflict(format!(
+                            "{what}: quote or event log of boot `{name}` do not hold"
+                        ))
                     })
-                })
-        });
-        let last = last.ok_or_else(|| {
-            Fault::Conflict(format!(
-                "{what}: no boot of it was seen whose quote and event log hold"
-            ))
-        })?;
+                }),
+        }?;
         let values = trust
             .rulings
             .firmware(last, &facts.firmware_version)
@@ -221,6 +241,35 @@ impl Fleet {
         let version = changed.metadata.resource_version.clone();
         self.put(name, changed, Some(&version)).await
     }
+}
+
+/// Whether a boot's quote is its TPM's own, of just then, and explained by the event log. What policy says to it is what acceptance is about.
+fn can_be_learned_from(verdicts: &[operator_api::Verdict]) -> bool {
+    let passed = |check: Check| {
+        verdicts.iter().any(|verdict| {
+            named(verdict) == Some(check) && verdict.outcome == VerdictOutcome::Passed
+        })
+    };
+    let odd = verdicts.iter().any(|verdict| {
+        verdict.outcome == VerdictOutcome::Failed
+            && !named(verdict).is_some_and(Check::is_of_policy)
+    });
+    !odd && [
+        Check::AttestationKey,
+        Check::Structure,
+        Check::Signature,
+        Check::PcrSelection,
+        Check::PcrDigest,
+        Check::EventLogReplay,
+    ]
+    .into_iter()
+    .all(passed)
+        && (passed(Check::Nonce) || passed(Check::Transcript))
+}
+
+/// The check of a verdict that is kept; nothing for one of another version.
+fn named(verdict: &operator_api::Verdict) -> Option<Check> {
+    serde_json::from_value(verdict.check.as_str().into()).ok()
 }
 
 /// Maker and model of a device: as it said when it enrolled, or as it reports.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use operator_api::{App, AttestationConclusion, Datastore, Device, VerdictOutcome};
@@ -99,10 +100,12 @@ impl Fleet {
         let facts = identities::ground(&mut reader, device.id).await?.facts;
         let facts = facts.unwrap_or_default();
         let (manufacturer, product) = policy::model(&facts, &object);
-        let keep_running = trust
-            .rulings
-            .of(manufacturer, product)
-            .is_none_or(|ruling| ruling.policy.keep_running);
+        let ruling = trust.rulings.of(manufacturer, product);
+        let keep_running = ruling.is_none_or(|ruling| ruling.policy.keep_running);
+        // A sixth before the token ends, so that there is a new one in time; and once a day, which is the most that a device takes.
+        let attest_every = ruling
+            .map(|ruling| 50 * u64::from(ruling.policy.max_age_minutes))
+            .map(|seconds| Duration::from_secs(seconds.min(86_400)));
         let envelope = self.envelope(&mut reader, device).await?;
         drop(reader);
         let config = plan::config(plan::Inputs {
@@ -112,6 +115,7 @@ impl Fleet {
             certificates_hash: self.pki.certificates_hash(),
             secrets: envelope.as_ref(),
             keep_running,
+            attest_every,
         });
         let hash: Arc<str> = plan::hash(&config).into();
         let mut state = device.state();

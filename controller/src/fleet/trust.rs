@@ -18,6 +18,8 @@ pub struct Trust {
     pub rules: Vec<EnrolmentRule>,
     /// Policies of attestation, and references of images.
     pub rulings: Rulings,
+    /// Which policies and references these are.
+    pub stamp: objects::Stamp,
 }
 
 /// What is believed, as far as it was read.
@@ -67,6 +69,8 @@ impl Fleet {
             tracing::error!(%error, "the TPM makers' certificates; none of them counts");
             Makers::none()
         });
+        // First: what is written between the two makes the stamp an old one, and the judgement void.
+        let stamp = objects::stamp_of_policies(&mut reader).await?;
         let policies: Vec<AttestationPolicy> = objects::list(&mut reader).await?;
         let references: Vec<BootReference> = objects::list(&mut reader).await?;
         let documents = references
@@ -76,6 +80,7 @@ impl Fleet {
             makers,
             rules,
             rulings: Rulings::new(policies, documents),
+            stamp,
         });
         let mut slot = self.believed.slot();
         if slot.epoch == epoch {

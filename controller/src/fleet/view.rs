@@ -360,13 +360,21 @@ fn attested(attestation: &Attestation) -> (ConditionStatus, &'static str, String
     match attestation.conclusion {
         AttestationConclusion::Trusted => (ConditionStatus::True, "QuoteAccepted", String::new()),
         AttestationConclusion::Unproven => {
-            let reason = match attestation.level {
-                AttestationLevel::None => "NoTpm",
-                _ => "NoEventLog",
+            let unchecked =
+                |check: &str| of(VerdictOutcome::NotChecked).find(|verdict| verdict.check == check);
+            // What is told is what stands in the way, not the first thing that was left out.
+            let (reason, verdict) = match (attestation.level, unchecked("policy")) {
+                (AttestationLevel::None, _) => (
+                    "NoTpm",
+                    unchecked("evidence").or_else(|| of(VerdictOutcome::NotChecked).next()),
+                ),
+                (_, Some(verdict)) => ("NoPolicy", Some(verdict)),
+                _ => (
+                    "NoEventLog",
+                    unchecked("eventLog").or_else(|| unchecked("eventLogReplay")),
+                ),
             };
-            let why = of(VerdictOutcome::NotChecked)
-                .next()
-                .map_or("", |verdict| verdict.detail.as_str());
+            let why = verdict.map_or("", |verdict| verdict.detail.as_str());
             let message = format!("what it booted is not proven: {why}");
             (ConditionStatus::False, reason, message)
         }

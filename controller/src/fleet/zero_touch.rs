@@ -446,7 +446,7 @@ fn millis(duration: Duration) -> i64 {
 }
 
 /// Does what takes processor time where it holds up nobody.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work)
@@ -530,6 +530,7 @@ async fn remember(
                 device: known.device,
                 revoked: device.is_some_and(|device| device.spec.revoked),
                 serial: known.serial,
+                model: (known.facts.manufacturer, known.facts.product),
                 counters: known.counters,
             })
         }

@@ -68,6 +68,8 @@ pub struct Enrolled {
     pub device: DeviceId,
     /// The serial number that it said.
     pub serial: String,
+    /// What else it said of itself.
+    pub facts: MachineFacts,
     /// The TPM's counters at the last boot that was seen.
     pub counters: Option<Counters>,
 }
@@ -295,15 +297,22 @@ pub async fn by_machine(
     connection: &mut Connection,
     machine: &MachineId,
 ) -> Result<Option<Enrolled>, StoreError> {
-    let row =
-        sqlx::query("SELECT device, serial, reset_count, clock FROM identities WHERE machine = $1")
-            .bind(machine.bytes().as_slice())
-            .find(connection, ACTION)
-            .await?;
+    let row = sqlx::query(
+        "SELECT device, serial, facts, reset_count, clock FROM identities WHERE machine = $1",
+    )
+    .bind(machine.bytes().as_slice())
+    .find(connection, ACTION)
+    .await?;
     row.map(|row| {
+        let device = device(&row)?;
+        let facts: Option<&str> = row.try_get("facts").tried(ACTION)?;
+        let facts = facts.map(serde_json::from_str).transpose();
         Ok(Enrolled {
-            device: device(&row)?,
+            device,
             serial: row.try_get("serial").tried(ACTION)?,
+            facts: facts
+                .map_err(|error| damaged(ACTION, device.to_string(), error))?
+                .unwrap_or_default(),
             counters: counters(&row)?,
         })
     })

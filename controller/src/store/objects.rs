@@ -1,7 +1,7 @@
 //! Objects of the operator API: metadata and spec as the operator wrote them, status as far as devices told it.
 
 use jiff::Timestamp;
-use operator_api::{API_VERSION, App, Object, ObjectMeta};
+use operator_api::{API_VERSION, App, AttestationPolicy, BootReference, Object, ObjectMeta};
 use protocol::ids::{AppId, DatastoreId, DeviceId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +9,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tried as _, damaged, next, parse_id};
+use super::{Connection, StoreError, Tried as _, Use as _, damaged, next, parse_id};
 
 /// What an app hangs on; nothing for other kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +117,25 @@ pub async fn of_datastore<T: Object>(
             .await
             .tried("listing a datastore's objects")?;
     rows.iter().map(from_row).collect()
+}
+
+/// Which objects of some kinds there are: their number, and the newest one's version. It changes with each of them.
+pub type Stamp = (i64, i64);
+
+/// The stamp of what boots are judged by: policies and references.
+pub async fn stamp_of_policies(connection: &mut Connection) -> Result<Stamp, StoreError> {
+    const ACTION: &str = "looking whether policies have changed";
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS number, COALESCE(MAX(version), 0) AS newest FROM objects WHERE kind IN ($1, $2)",
+    )
+    .bind(AttestationPolicy::KIND)
+    .bind(BootReference::KIND)
+    .get(connection, ACTION)
+    .await?;
+    Ok((
+        row.try_get("number").tried(ACTION)?,
+        row.try_get("newest").tried(ACTION)?,
+    ))
 }
 
 /// Writes a new object; sets its uid (unless given), version, generation and creation time.

@@ -12,6 +12,8 @@ use sqlx::sqlite::SqliteRow;
 use super::{Connection, StoreError, Tried as _, Use as _, from_json, json, machine_id};
 
 const ACTION: &str = "reading a waiting machine";
+/// Most machines that something was decided about and that have not enrolled.
+const MAX_DECIDED: i64 = 10_000;
 /// Most alarms that are kept of one device.
 const MAX_ALARMS: i64 = 16;
 
@@ -73,12 +75,12 @@ pub async fn list(connection: &mut Connection) -> Result<Vec<Waiting>, StoreErro
         .collect()
 }
 
-/// How many machines of a level are in the room.
+/// How many machines of a level wait for a decision.
 pub async fn count(
     connection: &mut Connection,
     level: AttestationLevel,
 ) -> Result<i64, StoreError> {
-    sqlx::query_scalar("SELECT COUNT(*) FROM waiting WHERE level = $1")
+    sqlx::query_scalar("SELECT COUNT(*) FROM waiting WHERE level = $1 AND decision = 'Waiting'")
         .bind(level.to_string())
         .fetch_one(connection)
         .await
@@ -154,6 +156,18 @@ pub async fn decide(
     .bind(decision.name)
     .bind(labels)
     .write(connection, "writing a decision")
+    .await
+    .map(drop)
+}
+
+/// Bounds the decisions that are kept: those about machines that were not heard from for longest go.
+pub async fn bound_decided(connection: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM waiting WHERE decision <> 'Waiting' AND machine NOT IN \
+         (SELECT machine FROM waiting WHERE decision <> 'Waiting' ORDER BY last_seen DESC LIMIT $1)",
+    )
+    .bind(MAX_DECIDED)
+    .write(connection, "bounding decisions about waiting machines")
     .await
     .map(drop)
 }

@@ -5,6 +5,7 @@ use operator_api::{
     AttestationConclusion, AttestationLevel, ConditionStatus, DevicePhase, VerdictOutcome,
 };
 use protocol::eve::attest::{AttestVolumeKey, AttestVolumeKeyType, ZAttestQuote, ZAttestReq};
+use protocol::eve::certs::ZCertType;
 use reqwest::StatusCode;
 
 use crate::device::Device;
@@ -185,6 +186,7 @@ async fn another_machines_quote_proves_nothing() {
 async fn keys_are_kept_and_given_back() {
     let (site, emulator) = (Site::start().await, Emulator::start());
     let mut device = registered(&site, &emulator, "SN").await;
+    device.event_log = Some(EMPTY_LOG.to_vec());
     device.attest(&site).await;
     let key = AttestVolumeKey {
         key_type: AttestVolumeKeyType::Vsk.into(),
@@ -203,4 +205,36 @@ async fn keys_are_kept_and_given_back() {
         panic!()
     };
     assert_eq!(keys, [key]);
+    // A boot that is not proven gets none of them.
+    device.event_log = None;
+    let QuoteAnswer::Granted { keys, .. } = device.attest(&site).await else {
+        panic!()
+    };
+    assert_eq!(keys, []);
+}
+
+#[tokio::test]
+async fn a_device_cannot_say_that_its_attestation_key_may_change() {
+    let (site, one, two) = (Site::start().await, Emulator::start(), Emulator::start());
+    let mut device = registered(&site, &one, "SN-1").await;
+    device.attest(&site).await;
+    // The endorsement certificate is signed by nobody who is known here; another one, with the flag, must not take its place.
+    let mut request = exchange::certs_request(&device.identity);
+    let other = Device::new("SN-2", Some(two.connect()));
+    let others = exchange::certs_request(&other.identity);
+    let endorsement = others
+        .certs
+        .into_iter()
+        .find(|it| it.r#type() == ZCertType::CertTypeDeviceEndorsementRsa);
+    let mut endorsement = endorsement.unwrap();
+    endorsement.attributes.as_mut().unwrap().is_mutable = true;
+    request
+        .certs
+        .retain(|it| it.r#type() != ZCertType::CertTypeDeviceEndorsementRsa);
+    request.certs.push(endorsement);
+    assert_eq!(
+        device.attest_request(&site, &request).await.0,
+        StatusCode::FORBIDDEN
+    );
+    device.attest(&site).await;
 }

@@ -1,15 +1,22 @@
 //! Attacks on enrolment, and faults in it, as far as they are the controller's to answer; the numbers are the rows of the page "What is
 //! defended". Each asserts the refusal, the verdict or the reason, that nothing secret left, and that an honest machine still gets in.
 
-use operator_api::{ConditionStatus, Device as DeviceObject, VerdictOutcome};
+use onboarding::attest::device as exchange;
+use onboarding::keys::Identity;
+use operator_api::{
+    AttestationLevel, ConditionStatus, Device as DeviceObject, VerdictOutcome, WaitingMachine,
+};
 use prost::Message as _;
 use protocol::enrolment::seal::{self, Flight};
 use protocol::enrolment::wire::{Evidence, EvidenceBody, Hello, Reason, TpmKeys};
+use protocol::eve::attest::ZAttestReq;
+use protocol::eve::certs::ZCertType;
+use protocol::keys::{CertHash, Signer as _};
 use protocol::paths;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::device::post;
+use crate::device::{Device, post};
 use crate::machine::{
     Heard, Machine, an_honest_machine_still_enrols, approve, ask, controller, decide, manifest,
     waiting,
@@ -148,12 +155,28 @@ async fn row_4_a_device_whose_board_is_found_in_another_chassis_waits() {
     let (site, emulator) = (Site::start().await, Emulator::start());
     let mut machine = Machine::with_tpm(&emulator, "OLD");
     approve_after_waiting(&site, &machine).await;
+    let granted = site.count("enrolments").await;
     machine.smbios.serial = "NEW".to_owned();
     assert!(machine.enrol(&site).await.waits());
+    let room = waiting(&site).await;
+    assert_eq!(failed(&room[0]), ["serial"]);
+    assert!(room[0].status.reason.contains("mainboard"));
+    // It was told to wait, and no more: no certificate was given for it.
+    assert_eq!(site.count("enrolments").await, granted + 1);
+    assert_eq!(site.device("box-1").await.status.hardware.serial, "OLD");
     approve(&site, &machine).await;
     machine.enrol(&site).await.granted();
     assert_eq!(site.list::<DeviceObject>().await.len(), 1);
     an_honest_machine_still_enrols(&site).await;
+}
+
+/// The checks that failed, of a machine that waits.
+fn failed(waiting: &WaitingMachine) -> Vec<&str> {
+    let verdicts = waiting.status.verdicts.iter();
+    verdicts
+        .filter(|verdict| verdict.outcome == VerdictOutcome::Failed)
+        .map(|verdict| verdict.check.as_str())
+        .collect()
 }
 
 async fn approve_after_waiting(site: &Site, machine: &Machine) {
@@ -180,6 +203,10 @@ async fn row_8_who_has_the_image_alone_ends_in_the_waiting_room() {
     let emulator = Emulator::start();
     let thief = Machine::with_tpm(&emulator, "THIEF");
     assert!(thief.enrol(&site).await.waits());
+    // Nothing about it is wrong; it is only that nobody knows it.
+    let room = waiting(&site).await;
+    assert_eq!(failed(&room[0]), Vec::<&str>::new());
+    assert_eq!(room[0].status.reason, "no manifest and no rule lets it in");
     assert_eq!(site.count("identities").await, 0);
     assert!(site.list::<DeviceObject>().await.is_empty());
     an_honest_machine_still_enrols(&site).await;
@@ -225,25 +252,28 @@ async fn row_9_a_flood_of_unknown_machines_stays_within_bounds() {
     an_honest_machine_still_enrols(&site).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn row_9_more_at_once_than_are_worked_on_are_told_to_come_again() {
-    let site = Site::start().await;
+    let site = Site::start_tuned(|settings| settings.enrolments_at_once = 1).await;
     let sessions: Vec<_> = (0..200)
         .map(|number| Machine::without_tpm(&format!("P-{number}")).hello())
         .collect();
     let asked = sessions
         .iter()
         .map(|session| ask(&site, Flight::Hello, session.bytes()));
-    let mut challenged = 0;
+    let (mut challenged, mut busy) = (0, 0);
     for heard in futures_util::future::join_all(asked).await {
         match heard {
             Heard::Challenge(_) => challenged += 1,
-            Heard::Refused(Reason::Busy, _) | Heard::Status(StatusCode::SERVICE_UNAVAILABLE) => {}
+            Heard::Refused(Reason::Busy, _) | Heard::Status(StatusCode::SERVICE_UNAVAILABLE) => {
+                busy += 1;
+            }
             other => panic!("{other:?}"),
         }
     }
-    assert!(challenged > 0);
-    assert_eq!(site.count("enrolments").await, 0);
+    assert!(challenged > 0 && busy > 0, "{challenged} {busy}");
+    // A challenge is no secret of anybody's, and nothing was written for any of them.
+    assert_eq!(rows(&site).await, [0; 6]);
     an_honest_machine_still_enrols(&site).await;
 }
 
@@ -289,7 +319,14 @@ async fn row_13_a_tpm_without_its_makers_certificate_gets_in_at_bronze_and_no_hi
     let machine = Machine::with_tpm(&emulator, "SN-13");
     assert!(machine.enrol(&site).await.waits());
     let room = waiting(&site).await;
-    assert_eq!(room[0].status.level, operator_api::AttestationLevel::Bronze);
+    assert_eq!(room[0].status.level, AttestationLevel::Bronze);
+    let certificate = room[0].status.verdicts.iter();
+    let certificate = certificate
+        .clone()
+        .find(|verdict| verdict.check == "endorsementCertificate")
+        .unwrap();
+    assert_eq!(certificate.outcome, VerdictOutcome::NotChecked);
+    assert_eq!(site.count("identities").await, 0);
     an_honest_machine_still_enrols(&site).await;
 }
 
@@ -395,11 +432,72 @@ async fn row_17_other_keys_than_the_proven_ones_cannot_be_slipped_in_afterwards(
         StatusCode::UNAUTHORIZED,
         "it cannot even speak for it"
     );
+    // The machine's own software, taken over, can have its device key sign certificates for keys outside the TPM.
+    for kind in [
+        ZCertType::CertTypeDeviceEcdhExchange,
+        ZCertType::CertTypeDeviceRestrictedSigning,
+    ] {
+        let request = with_a_key_of_its_own(&machine.device, kind);
+        let body = machine.device.seal(request.encode_to_vec());
+        let (status, text) = post(&site, &paths::attest(machine.device.id), body).await;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert_eq!(status, StatusCode::FORBIDDEN, "{kind:?}: {text}");
+        assert!(text.contains("for another key than the one"), "{text}");
+    }
     assert_eq!(
         machine.device.show_certificates(&site).await,
         StatusCode::CREATED
     );
     an_honest_machine_still_enrols(&site).await;
+}
+
+/// The device's certificates, but one is for a key that is not in its TPM, and EVE's flag says that it may change.
+fn with_a_key_of_its_own(device: &Device, kind: ZCertType) -> ZAttestReq {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let signer = DeviceKey(&device.identity);
+    let params = rcgen::CertificateParams::default();
+    let issuer = rcgen::Issuer::from_params(&params, &signer);
+    let pem = params.signed_by(&key, &issuer).unwrap().pem();
+    let mut request = exchange::certs_request(&device.identity);
+    let certificates = request.certs.iter_mut();
+    for certificate in certificates.filter(|certificate| certificate.r#type() == kind) {
+        certificate.cert_hash = CertHash::of_pem_text(pem.as_bytes())
+            .short()
+            .as_bytes()
+            .to_vec();
+        certificate.cert = pem.clone().into_bytes();
+        certificate.attributes.as_mut().unwrap().is_mutable = true;
+    }
+    request
+}
+
+/// The device key as an authority of certificates.
+struct DeviceKey<'a>(&'a Identity);
+
+impl rcgen::PublicKeyData for DeviceKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        panic!("an authority without a certificate of its own")
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for DeviceKey<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self.0.sign_p256_sha256(message).unwrap();
+        let integer = |bytes: &[u8]| {
+            let digits: Vec<u8> = bytes.iter().copied().skip_while(|it| *it == 0).collect();
+            let sign = usize::from(digits.first().is_some_and(|first| *first >= 0x80));
+            let mut der = vec![2, u8::try_from(digits.len() + sign).unwrap()];
+            der.extend(std::iter::repeat_n(0, sign));
+            der.extend(digits);
+            der
+        };
+        let both = [integer(&signature[..32]), integer(&signature[32..])].concat();
+        Ok([vec![0x30, u8::try_from(both.len()).unwrap()], both].concat())
+    }
 }
 
 #[tokio::test]

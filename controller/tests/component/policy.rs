@@ -4,17 +4,19 @@
 use std::io::Read as _;
 
 use flate2::read::GzDecoder;
-use onboarding::attest::QuoteAnswer;
+use onboarding::attest::{QuoteAnswer, device as exchange};
 use onboarding::eventlog::{self, Algorithm, Event, EventLog, EventType};
 use onboarding::policy::stub::command_line_digest;
 use onboarding::policy::{Reference, ReleaseKey, SignedReference, Variant};
-use operator_api::{AttestationConclusion, Boot, List, VerdictOutcome};
+use operator_api::{AttestationConclusion, AttestationLevel, Boot, List, VerdictOutcome};
 use protocol::digest::Digest;
+use protocol::eve::attest::{ZAttestQuote, ZAttestReq, ZAttestReqType};
+use protocol::eve::certs::ZCertType;
 use protocol::keys::{SoftwareSigner, sha256};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, an_honest_machine_still_enrols, manifest};
+use crate::machine::{Machine, an_honest_machine_still_enrols, manifest, waiting};
 use crate::site::{Site, container, datastore};
 use crate::tpm::Emulator;
 
@@ -109,6 +111,10 @@ struct Booting {
 
 impl Booting {
     async fn enrolled(site: &Site, serial: &str) -> Self {
+        Self::enrolled_as(site, serial, "Edge Box 3").await
+    }
+
+    async fn enrolled_as(site: &Site, serial: &str, product: &str) -> Self {
         manifest(
             site,
             &format!("m-{}", serial.to_ascii_lowercase()),
@@ -116,8 +122,12 @@ impl Booting {
         )
         .await;
         let emulator = Emulator::start();
-        let machine = Machine::with_tpm(&emulator, serial).enrolled(site).await;
-        Self { emulator, machine }
+        let mut machine = Machine::with_tpm(&emulator, serial);
+        machine.smbios.product = product.to_owned();
+        Self {
+            emulator,
+            machine: machine.enrolled(site).await,
+        }
     }
 
     /// Switches it off and on, and measures what the log says.
@@ -175,6 +185,14 @@ impl Booting {
             }
         }
         failed
+    }
+
+    /// Whether the app in its config comes with its secrets.
+    async fn has_secrets(&self, site: &Site) -> bool {
+        let (status, config) = self.machine.device.config(site, "").await;
+        assert_eq!(status, StatusCode::OK);
+        let config = config.unwrap().config.unwrap();
+        config.apps.iter().any(|app| app.cipher_data.is_some())
     }
 
     async fn config(&self, site: &Site) -> StatusCode {
@@ -281,6 +299,7 @@ async fn row_15_firmware_is_learned_from_a_canary_and_accepted_by_a_person() {
     assert!(box_2.failed(&site).await.is_empty());
     box_1.boot(&updated);
     assert!(box_1.failed(&site).await.is_empty());
+    an_honest_machine_still_enrols(&site).await;
 }
 
 #[tokio::test]
@@ -316,26 +335,22 @@ async fn row_6_another_command_line_gets_no_config_and_no_secrets() {
 #[tokio::test]
 async fn row_14_an_event_log_that_is_missing_cut_huge_or_nonsense_opens_nothing() {
     let site = Site::start().await;
-    let mut machine = Booting::enrolled(&site, "BOX-4").await;
-    govern(&site).await;
-    machine.boot(&recorded());
-    machine.failed(&site).await;
-    assert_eq!(accept(&site, "box-4").await.0, StatusCode::OK);
-    assert!(machine.failed(&site).await.is_empty());
+    let mut machine = trusted(&site, "BOX-4").await;
     let whole = bytes_of(&recorded());
     let cut = whole[..whole.len() / 2].to_vec();
     let mut swapped = recorded();
     swapped.events.swap(3, 4);
-    for (what, log) in [
-        ("missing", None),
-        ("cut", Some(cut)),
-        ("nonsense", Some(vec![0xff; 4096])),
-        ("empty", Some(vec![0; 8])),
-        ("other order", Some(bytes_of(&swapped))),
+    // Without a log it is the policy that has nothing to go by.
+    for (what, log, check) in [
+        ("missing", None, "bootApplications"),
+        ("cut", Some(cut), "eventLog"),
+        ("nonsense", Some(vec![0xff; 4096]), "eventLog"),
+        ("empty", Some(vec![0; 8]), "eventLog"),
+        ("other order", Some(bytes_of(&swapped)), "eventLogReplay"),
     ] {
         machine.machine.device.event_log = log;
         let failed = machine.failed(&site).await;
-        assert!(!failed.is_empty(), "{what}");
+        assert!(failed.iter().any(|it| it == check), "{what}: {failed:?}");
         assert_eq!(machine.config(&site).await, StatusCode::FORBIDDEN, "{what}");
     }
     // One that is longer than any is taken for malformed.
@@ -391,4 +406,163 @@ async fn what_a_policy_only_warns_of_is_told_and_refuses_nothing() {
         let (status, answer) = site.put("attestationpolicies/edge", &bad).await;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
     }
+}
+
+/// A device under a policy that its boot fits, with an app that has a secret.
+async fn trusted(site: &Site, serial: &str) -> Booting {
+    let name = serial.to_ascii_lowercase();
+    let mut machine = Booting::enrolled(site, serial).await;
+    govern(site).await;
+    machine.boot(&recorded());
+    machine.failed(site).await;
+    assert_eq!(accept(site, &name).await.0, StatusCode::OK);
+    assert!(machine.failed(site).await.is_empty());
+    site.put("datastores/demo", &datastore()).await;
+    site.put("apps/web", &container("web", &name, 8080)).await;
+    assert!(machine.has_secrets(site).await);
+    machine
+}
+
+/// A boot that no policy lets pass.
+fn evil() -> EventLog {
+    with_line(&format!("{} init=/bin/sh", line()))
+}
+
+#[tokio::test]
+async fn row_6_no_quote_at_all_is_no_way_around_the_policy() {
+    let site = Site::start().await;
+    let mut machine = trusted(&site, "BOX-6").await;
+    machine.boot(&evil());
+    // It enrols again, which forgets the certificates that it showed, and does not show the one of its attestation key any more.
+    let grant = machine.machine.enrol(&site).await.granted();
+    machine.machine.take(&grant);
+    let device = &machine.machine.device;
+    let mut certificates = exchange::certs_request(&device.identity);
+    certificates
+        .certs
+        .retain(|it| it.r#type() == ZCertType::CertTypeDeviceEcdhExchange);
+    assert_eq!(certificates.certs.len(), 1);
+    let (status, _) = device.attest_request(&site, &certificates).await;
+    assert_eq!(status, StatusCode::CREATED);
+    device.nonce(&site).await;
+    let nothing = ZAttestReq {
+        req_type: ZAttestReqType::AttestReqQuote.into(),
+        quote: Some(ZAttestQuote::default()),
+        ..ZAttestReq::default()
+    };
+    let answer = device.show_quote(&site, &nothing).await;
+    assert!(!matches!(answer, QuoteAnswer::Granted { .. }), "{answer:?}");
+    let shown = site.device("box-6").await.status.attestation;
+    assert_eq!(shown.conclusion, AttestationConclusion::Refused);
+    assert_eq!(shown.level, AttestationLevel::Bronze);
+    assert!(
+        shown.verdicts.iter().any(|verdict| verdict.check == "evidence"
+            && verdict.outcome == VerdictOutcome::Failed),
+        "{:?}",
+        shown.verdicts
+    );
+    assert_eq!(machine.config(&site).await, StatusCode::FORBIDDEN);
+    an_honest_machine_still_enrols(&site).await;
+}
+
+#[tokio::test]
+async fn row_6_a_device_cannot_choose_the_policy_that_judges_it() {
+    let site = Site::start().await;
+    let mut machine = trusted(&site, "BOX-7").await;
+    machine.boot(&evil());
+    // By no policy's name it would be judged by none.
+    machine.machine.smbios.product = "Something Else".to_owned();
+    assert!(machine.machine.enrol(&site).await.waits());
+    let room = waiting(&site).await;
+    assert!(
+        room[0]
+            .status
+            .verdicts
+            .iter()
+            .any(|verdict| verdict.check == "model" && verdict.outcome == VerdictOutcome::Failed),
+        "{:?}",
+        room[0].status
+    );
+    assert_eq!(machine.failed(&site).await, ["commandLine"]);
+    // A machine that comes under such a name is a device, and is not trusted with anything.
+    let mut stranger = Booting::enrolled_as(&site, "BOX-8", "Something Else").await;
+    stranger.boot(&evil());
+    assert!(stranger.failed(&site).await.is_empty());
+    let shown = site.device("box-8").await.status.attestation;
+    assert_eq!(shown.conclusion, AttestationConclusion::Unproven);
+    let mut app = container("other", "box-8", 8081);
+    app["spec"]["env"] = json!({"SECRET": "hush"});
+    site.put("apps/other", &app).await;
+    assert!(!stranger.has_secrets(&site).await);
+    an_honest_machine_still_enrols(&site).await;
+}
+
+#[tokio::test]
+async fn row_15_only_a_boot_that_was_proven_is_learned_from() {
+    let site = Site::start().await;
+    let mut machine = trusted(&site, "BOX-9").await;
+    let newest = async || -> Boot {
+        let boots: List<Boot> = site
+            .ask(Method::GET, "devices/box-9/boots", None)
+            .await
+            .json()
+            .await
+            .unwrap();
+        boots.items[0].clone()
+    };
+    let good = newest().await.metadata.name;
+    // A quote of before, shown again: its own signature and log hold, and it is nobody's answer to this question.
+    machine.boot(&recorded());
+    let nonce = machine.machine.device.nonce(&site).await;
+    let old = machine.machine.device.quote(&nonce);
+    machine.machine.device.nonce(&site).await;
+    let answer = machine.machine.device.show_quote(&site, &old).await;
+    assert!(matches!(answer, QuoteAnswer::NonceMismatch), "{answer:?}");
+    let replayed = newest().await.metadata.name;
+    assert_ne!(replayed, good);
+    let accept = async |boot: &str| {
+        let body = json!({"device": "box-9", "boot": boot});
+        let answer = site
+            .ask(
+                Method::POST,
+                "attestationpolicies/edge/firmware",
+                Some(&body),
+            )
+            .await;
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (status, text) = accept(&replayed).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{text}");
+    assert!(text.contains("do not hold"), "{text}");
+    assert_eq!(accept("box-9-99999").await.0, StatusCode::CONFLICT);
+    assert_eq!(accept(&good).await.0, StatusCode::OK);
+    an_honest_machine_still_enrols(&site).await;
+}
+
+#[tokio::test]
+async fn without_any_policy_every_list_says_so() {
+    let site = Site::start().await;
+    let machine = Booting::enrolled(&site, "BOX-10").await;
+    let QuoteAnswer::Granted { .. } = machine.attest(&site).await else {
+        panic!("refused")
+    };
+    let shown = site.device("box-10").await.status.attestation;
+    assert_eq!(shown.conclusion, AttestationConclusion::Trusted);
+    let verdict = shown.verdicts.iter().find(|it| it.check == "policy");
+    let verdict = verdict.unwrap();
+    assert_eq!(verdict.outcome, VerdictOutcome::Warned);
+    assert!(verdict.detail.contains("none at all"), "{}", verdict.detail);
+}
+
+#[tokio::test]
+async fn a_policys_age_reaches_the_device() {
+    let site = Site::start().await;
+    let machine = trusted(&site, "BOX-11").await;
+    let (_, config) = machine.machine.device.config(&site, "").await;
+    let items = config.unwrap().config.unwrap().config_items;
+    let interval = items
+        .iter()
+        .find(|item| item.key == "skerry.attest.interval")
+        .unwrap();
+    assert_eq!(interval.value, "1500", "of 30 minutes");
 }

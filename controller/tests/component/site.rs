@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use controller::fleet::Settings;
 use controller::setup::{self, Controller};
 use controller::{doors, server};
 use operator_api::{
@@ -34,16 +35,25 @@ pub struct Site {
 
 impl Site {
     pub async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), None).await
+        Self::start_tuned(|_| ()).await
     }
 
-    async fn start_in(directory: TempDir, token: Option<String>) -> Self {
+    /// With other settings than the usual ones.
+    pub async fn start_tuned(tune: impl FnOnce(&mut Settings)) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), None, tune).await
+    }
+
+    async fn start_in(
+        directory: TempDir,
+        token: Option<String>,
+        tune: impl FnOnce(&mut Settings),
+    ) -> Self {
         let names = ["localhost".parse().unwrap(), "127.0.0.1".parse().unwrap()];
         let listener = server::listen("127.0.0.1:0".parse().unwrap())
             .await
             .unwrap();
         let address = listener.local_addr().unwrap();
-        let controller = setup::open(directory.path(), &names, address)
+        let controller = setup::open_tuned(directory.path(), &names, address, tune)
             .await
             .unwrap();
         let bundle = controller
@@ -98,7 +108,7 @@ impl Site {
         self.tending.abort();
         self.controller.fleet.flush().await.unwrap();
         self.controller.store.close().await;
-        Self::start_in(self.directory, Some(self.token)).await
+        Self::start_in(self.directory, Some(self.token), |_| ()).await
     }
 
     /// Where everything of it is kept.

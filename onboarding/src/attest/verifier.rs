@@ -291,6 +291,7 @@ pub fn verify(
         submission.evidence.as_ref(),
         Expected {
             attestation_certificate,
+            has_tpm: false,
             nonce,
         },
     )

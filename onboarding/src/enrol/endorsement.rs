@@ -177,7 +177,8 @@ impl Makers {
     }
 
     /// The anchor that signed `present`, or is it. An anchor of the issuer's name whose key did not sign it refutes it, unless another
-    /// of the same name did.
+    /// of the same name did, or `present` itself names another key than the anchor's: makers change keys under one name. A forger who
+    /// names another key gains no more than with no certificate at all.
     fn anchored(
         &self,
         present: &X509Certificate<'_>,
@@ -196,7 +197,7 @@ impl Makers {
             if signed(present, &anchor) {
                 return Ok(Some(anchor.subject().to_string()));
             }
-            named = true;
+            named |= !names_another_key(present, &anchor);
         }
         if named {
             return Err(Endorsed::Refuted(format!(
@@ -248,6 +249,24 @@ fn signed(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bo
         && certificate
             .verify_signature(Some(issuer.public_key()))
             .is_ok()
+}
+
+/// Whether a certificate names the key that signed it, and that is not `issuer`'s (RFC 5280, 4.2.1.1 and 4.2.1.2).
+fn names_another_key(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+    let named =
+        certificate
+            .iter_extensions()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(named) => named.key_identifier.as_ref(),
+                _ => None,
+            });
+    let own = issuer
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(own) => Some(own),
+            _ => None,
+        });
+    matches!((named, own), (Some(named), Some(own)) if named.0 != own.0)
 }
 
 /// Whether an authority may sign a certificate with `depth` others below that one.

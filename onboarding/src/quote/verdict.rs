@@ -50,13 +50,17 @@ pub enum Check {
     AgreementKey,
     /// Enrolment: the quote is over this session.
     Transcript,
-    /// Enrolment: no other device has this endorsement key.
+    /// Enrolment: no other machine has what this one claims: its serial number, or its line in a manifest.
     EndorsementUnique,
     /// Enrolment: the serial number is that of the manifest's line.
     Serial,
+    /// Maker and model are those that the device first said.
+    Model,
     /// The TPM's reset count and clock have not gone back since the last boot that was seen.
     ResetCount,
     // Policy's checks (crate::policy), over what the log says.
+    /// There is a policy for what the machine says that it is.
+    Policy,
     /// Every program that was started is of an accepted image or of accepted firmware.
     BootApplications,
     /// The kernel's command line is that of the image, and nothing else was handed over with it.
@@ -104,8 +108,12 @@ impl Check {
             Self::DeviceKey => "the device key belongs to the others, and is in use",
             Self::AgreementKey => "the agreement key is in the same TPM, and never leaves it",
             Self::Transcript => "the quote was made for this enrolment",
-            Self::EndorsementUnique => "no other device has this TPM",
+            Self::EndorsementUnique => {
+                "no other machine has its serial number, or its line in a manifest"
+            }
             Self::Serial => "the serial number is the one in the manifest",
+            Self::Model => "maker and model are those that the device first said",
+            Self::Policy => "a policy says what this model may boot",
             Self::ResetCount => "the TPM's counters have not gone back",
             Self::BootApplications => "every program that was started is an accepted one",
             Self::CommandLine => "the kernel's command line is that of the image",
@@ -123,7 +131,8 @@ impl Check {
     pub fn is_of_policy(self) -> bool {
         matches!(
             self,
-            Self::BootApplications
+            Self::Policy
+                | Self::BootApplications
                 | Self::CommandLine
                 | Self::Initramfs
                 | Self::KernelImageSections
@@ -196,7 +205,7 @@ pub struct Report {
 impl Report {
     /// What follows. Trusted takes everything: the TPM's signature over fresh PCR values proves which TPM speaks, and only
     /// the event log's replay says what those values mean. Without the log nothing is refuted, and nothing of the boot
-    /// is proven.
+    /// is proven; nor is it where there are policies and none of them is for this machine.
     #[must_use]
     pub fn conclusion(&self) -> Conclusion {
         if self.failures().next().is_some() {
@@ -204,6 +213,7 @@ impl Report {
         } else if self.is_of_known_tpm()
             && self.passed(Check::EventLog)
             && self.passed(Check::EventLogReplay)
+            && !self.skipped(Check::Policy)
         {
             Conclusion::Trusted
         } else {
@@ -236,6 +246,13 @@ impl Report {
         self.verdicts
             .iter()
             .any(|v| v.check == check && v.outcome == Outcome::Pass)
+    }
+
+    /// True if the check was to be made and could not be.
+    fn skipped(&self, check: Check) -> bool {
+        self.verdicts
+            .iter()
+            .any(|v| v.check == check && matches!(v.outcome, Outcome::NotApplicable { .. }))
     }
 
     /// The verdicts that failed.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::eve::config::EdgeDevConfig;
-use protocol::items::KEEP_RUNNING;
+use protocol::items::{ATTEST_INTERVAL, KEEP_RUNNING};
 
 /// What the config items say, as far as this device follows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ const TIMERS: [(&str, u64, u64, u64); 5] = [
     ("timer.metric.interval", 60, 5, 3_600),
     ("timer.deviceinfo.interval", 600, 30, u32::MAX as u64),
     ("timer.cert.interval", 86_400, 60, u32::MAX as u64),
-    ("skerry.attest.interval", 3_000, 5, 86_400),
+    (ATTEST_INTERVAL, 3_000, 5, 86_400),
 ];
 
 impl Default for Settings {

@@ -28,13 +28,13 @@ pub struct Stale {
 #[must_use]
 pub fn start(image: Pinned, kept: Option<Pinned>, mark: Option<Pinned>) -> Pinned {
     match (mark, kept) {
-        // The mark has no number of a delegation.
+        // The grant is written first, so that its delegation may be the newer one.
         (Some(mark), Some(kept)) if same_root(&mark, &kept) => Pinned {
             delegation: mark.delegation.max(kept.delegation),
             ..mark
         },
-        // The grant is written first; a power cut may have come between.
-        (Some(mark), Some(kept)) if mark.epoch < kept.epoch => kept,
+        // Who can write to the disk can write any owner there. Where a power cut came before the mark of a later root, the controller's
+        // successions lead from the mark to it.
         (Some(mark), _) => mark,
         (None, Some(kept)) => kept,
         (None, None) => image,
@@ -83,7 +83,8 @@ mod tests {
             (ours(1, 0), None, None, ours(1, 0)),
             (ours(1, 0), Some(ours(2, 5)), None, ours(2, 5)),
             (ours(1, 0), Some(ours(2, 5)), Some(ours(2, 0)), ours(2, 5)),
-            (ours(1, 0), Some(ours(3, 1)), Some(ours(2, 0)), ours(3, 1)),
+            (ours(1, 0), Some(ours(3, 1)), Some(ours(2, 0)), ours(2, 0)),
+            (ours(1, 0), Some(thief), Some(ours(2, 0)), ours(2, 0)),
             (ours(1, 0), Some(ours(1, 9)), Some(ours(2, 0)), ours(2, 0)),
             (ours(4, 0), None, Some(ours(2, 0)), ours(2, 0)),
             (thief, None, Some(ours(2, 0)), ours(2, 0)),

@@ -484,7 +484,7 @@ fn uplink(uplink: &Uplink) -> ZInfoNetwork {
 
 fn attestation(attestation: &Attestation) -> AttestationInfo {
     match attestation {
-        Attestation::Trying => AttestationInfo {
+        Attestation::Trying { .. } => AttestationInfo {
             state: AttestationState::AttestWait.into(),
             error: None,
         },

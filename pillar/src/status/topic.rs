@@ -10,6 +10,8 @@ use protocol::ids::AppId;
 pub enum Topic {
     /// The controller does not vouch for what booted.
     Attestation,
+    /// Whether it does cannot be kept over a power cut, or was lost.
+    AttestationKept,
     /// A boot could not be marked as good.
     Boot,
     /// The bundle cannot be read.
@@ -41,6 +43,8 @@ pub enum Topic {
     LogsCursor,
     /// The owner's mark in the TPM cannot be read or written.
     OwnerMark,
+    /// There is a TPM, and the device's keys are not in it.
+    Tpm,
     /// No interface has an address.
     Uplink,
     /// The folder of the apps' volumes cannot be read or tidied.
@@ -53,6 +57,7 @@ impl fmt::Display for Topic {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Attestation => "attestation",
+            Self::AttestationKept => "attestation.kept",
             Self::Boot => "boot",
             Self::Bundle => "bundle",
             Self::Clock => "clock",
@@ -68,6 +73,7 @@ impl fmt::Display for Topic {
             Self::Logs => "logs",
             Self::LogsCursor => "logs.cursor",
             Self::OwnerMark => "owner.mark",
+            Self::Tpm => "tpm",
             Self::Uplink => "uplink",
             Self::Volumes => "volumes",
             Self::Task(name) => return write!(out, "task.{name}"),

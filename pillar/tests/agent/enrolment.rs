@@ -2,11 +2,13 @@
 //! page "Enrolment".
 
 use onboarding::enrol::mark;
+use onboarding::tpm::Handle;
 use pillar::grant::Level;
 use prost::Message as _;
 use protocol::cipher::{self, BlockKey, Point};
 use protocol::enrolment::image::{Enrolment, Home, Way};
 use protocol::enrolment::owner::Pinned;
+use protocol::enrolment::wire;
 use protocol::eve::common::EncryptionBlock;
 use protocol::eve::config::{ConfigItem, DatastoreConfig, DsType, EdgeDevConfig};
 use protocol::ids::DatastoreId;
@@ -17,7 +19,7 @@ use uuid::Uuid;
 use crate::device::{Device, Running};
 use crate::door::{Admission, Door, Owner};
 use crate::site::{Fault, Portal, Site, State};
-use crate::{config, device_infos, in_force, names, pki};
+use crate::{config, device_infos, in_force, names, pki, trouble};
 
 const ZERO_TOUCH: &[Way] = &[Way::ZeroTouch];
 const BOTH: &[Way] = &[Way::ZeroTouch, Way::Eve];
@@ -507,6 +509,63 @@ async fn row_13_a_tpm_in_lockout() {
     enrols_now(device.start()).await.cut().await;
     let marked = mark::read(&device.tpm.as_ref().unwrap().connect()).unwrap();
     assert_eq!(marked.map(|mark| mark.epoch), Some(1));
+}
+
+/// Its keys are then no better kept than those of a machine without a TPM, and who stands before it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_13_a_tpm_without_aes_cfb_is_told_and_its_machine_is_of_level_none() {
+    let (site, enrolment) = site(ZERO_TOUCH).await;
+    let device = Device::new(&site)
+        .enrolling(&enrolment)
+        .with_tpm_behind_a_hop();
+    let hop = device.hop.clone().unwrap();
+    // TPM_ALG_CFB (TCG Algorithm Registry).
+    hop.hide(0x0043);
+    let running = enrols_now(device.start()).await;
+    let why = |line: &str| {
+        assert!(line.contains("keys are in software"), "{line}");
+        assert!(line.contains("it lacks AES in CFB mode"), "{line}");
+    };
+    why(&running.line("skerry: trouble: the device's keys").await);
+    let told = site
+        .until("the controller is told", |state| trouble(state, "tpm"))
+        .await;
+    why(&told);
+    assert_eq!(grant(&device).level, Level::None);
+    site.until("the level is told", |state| {
+        level(state).filter(|level| level == "none")
+    })
+    .await;
+    with_door(&site, |door| {
+        let judged = &door.judged[0];
+        assert_eq!(judged.level, wire::Level::None);
+        let proven = judged.proven.as_ref().unwrap();
+        assert!(proven.hello.tpm().is_none() && proven.attestation_point.is_none());
+    });
+    running.cut().await;
+    // No key was left in the TPM, and no mark: it would be of no use to a device that cannot read it in secret.
+    hop.cut();
+    let tpm = device.tpm.as_ref().unwrap().connect();
+    for first in [0x8000_0000, 0x8100_0000] {
+        assert_eq!(tpm.handles(Handle(first)).unwrap(), []);
+    }
+    assert_eq!(mark::read(&tpm).unwrap(), None);
+    drop(tpm);
+
+    // The next start tells it, too, although nothing is made any more.
+    let running = device.start();
+    running.line("skerry: attested").await;
+    why(&running.line("skerry: trouble: the device's keys").await);
+    running.cut().await;
+
+    // An honest device enrols: this one, installed anew with a TPM that can do it.
+    hop.cut();
+    hop.hide(0);
+    device.wipe();
+    let running = enrols_now(device.start()).await;
+    assert_eq!(grant(&device).level, Level::Bronze);
+    assert!(!running.lines().iter().any(|line| line.contains("trouble")));
+    with_door(&site, |door| assert_eq!(door.devices.len(), 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

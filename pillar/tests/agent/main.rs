@@ -14,6 +14,7 @@ mod enrolment;
 mod pki;
 mod power_cut;
 mod real;
+mod refusal;
 mod site;
 mod telemetry;
 mod tpm;

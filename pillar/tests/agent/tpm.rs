@@ -1,9 +1,9 @@
-//! A simulated TPM (swtpm), and a hop before it that counts commands and may stop at one.
+//! A simulated TPM (swtpm), and a hop before it that counts commands, may stop at one, and may hide what the TPM can do.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// One swtpm with its state in a folder.
@@ -100,6 +100,8 @@ pub struct Hop {
     /// Commands until it stops.
     left: Arc<AtomicU32>,
     stopped: Arc<AtomicBool>,
+    /// An algorithm that the TPM does not list; 0 (TPM_ALG_ERROR): none.
+    hidden: Arc<AtomicU16>,
     open: Arc<Mutex<Vec<UnixStream>>>,
 }
 
@@ -110,6 +112,7 @@ impl Hop {
             path: path.clone(),
             left: Arc::new(AtomicU32::new(u32::MAX)),
             stopped: Arc::default(),
+            hidden: Arc::default(),
             open: Arc::default(),
         };
         let listener = UnixListener::bind(path).unwrap();
@@ -146,9 +149,10 @@ impl Hop {
             if tpm.write_all(&command).is_err() {
                 return;
             }
-            let Some(answer) = message(&mut tpm) else {
+            let Some(mut answer) = message(&mut tpm) else {
                 return;
             };
+            hide(self.hidden.load(Ordering::SeqCst), &command, &mut answer);
             if agent.write_all(&answer).is_err() {
                 return;
             }
@@ -159,6 +163,11 @@ impl Hop {
     pub fn stop_after(&self, commands: u32) {
         self.left.store(commands, Ordering::SeqCst);
         self.stopped.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes this algorithm out of the list of what the TPM can do; 0: none.
+    pub fn hide(&self, algorithm: u16) {
+        self.hidden.store(algorithm, Ordering::SeqCst);
     }
 
     /// Whether it has stopped.
@@ -172,4 +181,24 @@ impl Hop {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
+}
+
+/// Takes an algorithm out of the answer to TPM2_GetCapability(TPM_CAP_ALGS) (TCG TPM 2.0 Library, part 3, 30.2): behind the header a flag, the
+/// capability and a count, then six bytes for each.
+fn hide(algorithm: u16, command: &[u8], answer: &mut Vec<u8>) {
+    const LIST: usize = 10 + 1 + 4 + 4;
+    let asked = [0, 0, 1, 0x7a, 0, 0, 0, 0];
+    if command.get(6..14) != Some(&asked[..]) || answer[6..10] != [0; 4] {
+        return;
+    }
+    let number = algorithm.to_be_bytes();
+    let listed = answer.split_off(LIST);
+    let left: Vec<&[u8]> = listed
+        .chunks(6)
+        .filter(|entry| !entry.starts_with(&number))
+        .collect();
+    answer[LIST - 4..].copy_from_slice(&u32::try_from(left.len()).unwrap().to_be_bytes());
+    answer.extend(left.concat());
+    let length = u32::try_from(answer.len()).unwrap();
+    answer[2..6].copy_from_slice(&length.to_be_bytes());
 }

@@ -229,6 +229,7 @@ fn app_document(data: &[u8]) {
         certificates_hash: "",
         secrets: Some(&keys.0),
         keep_running: true,
+        attest_every: None,
     });
     let translated = translate(&config, &keys.1);
     assert_eq!(translated.faults, []);

@@ -177,6 +177,7 @@ fn quote(data: &[u8]) {
         Some(&evidence),
         Expected {
             attestation_certificate: Some(&certificate),
+            has_tpm: true,
             nonce: Some(NONCE),
         },
     );

@@ -44,6 +44,7 @@ fn enrolled() -> Enrolled {
         device: device(1),
         revoked: false,
         serial: "SN-1".to_owned(),
+        model: ("Maker".to_owned(), "NUC 7".to_owned()),
         counters: Some(Counters {
             resets: 4,
             clock: 9000,
@@ -201,6 +202,21 @@ fn what_becomes_of_a_machine_that_is_no_device() {
 }
 
 #[test]
+fn a_serial_number_alone_lets_in_nothing_without_a_tpm() {
+    let applicant = Applicant {
+        level: AttestationLevel::None,
+        ..applicant()
+    };
+    for (machine, word) in [(None, "wait"), (Some(OWN), "admit press")] {
+        let memory = Memory {
+            lines: vec![line(machine, "SN-1", None)],
+            ..memory()
+        };
+        assert_eq!(outcome(&applicant, &memory).0, word, "{machine:?}");
+    }
+}
+
+#[test]
 fn an_alarm_names_the_device_that_is_posed_as() {
     let memory = Memory {
         others: vec![(device(9), OTHER)],
@@ -217,7 +233,7 @@ fn an_alarm_names_the_device_that_is_posed_as() {
 #[test]
 fn what_becomes_of_a_machine_that_is_a_device() {
     type Change = fn(&mut Memory<'static>, &mut Enrolled);
-    let table: [(&str, Change, &str, &[Check]); 8] = [
+    let table: [(&str, Change, &str, &[Check]); 10] = [
         ("as it was", |_, _| {}, "again", &[]),
         ("revoked", |_, e| e.revoked = true, "deny", &[]),
         (
@@ -268,6 +284,21 @@ fn what_becomes_of_a_machine_that_is_a_device() {
             |_, e| e.serial = "SN-0".to_owned(),
             "wait",
             &[Check::Serial],
+        ),
+        (
+            "another model, by which another policy would judge it",
+            |_, e| e.model.1 = "NUC 8".to_owned(),
+            "wait",
+            &[Check::Model],
+        ),
+        (
+            "another maker, approved",
+            |m, e| {
+                e.model.0 = "Other".to_owned();
+                m.person = person(WaitingDecision::Approved);
+            },
+            "again",
+            &[Check::Model],
         ),
         (
             "other board than the manifest says",
@@ -353,7 +384,7 @@ fn rules_are_asked_in_their_order() {
 }
 
 #[test]
-fn a_machine_without_a_tpm_is_let_in_by_a_manifest_or_a_person_only() {
+fn a_machine_without_a_tpm_is_let_in_by_its_id_or_a_person_only() {
     let machine = Applicant {
         level: AttestationLevel::None,
         counters: None,
@@ -361,6 +392,9 @@ fn a_machine_without_a_tpm_is_let_in_by_a_manifest_or_a_person_only() {
     };
     let mut known = memory();
     assert_eq!(outcome(&machine, &known).0, "wait");
-    known.lines = vec![line(None, "SN-1", None)];
+    known.lines = vec![line(Some(OWN), "SN-1", None)];
     assert_eq!(outcome(&machine, &known).0, "admit press");
+    known.lines = Vec::new();
+    known.person = person(WaitingDecision::Approved);
+    assert_eq!(outcome(&machine, &known).0, "admit by-hand");
 }

@@ -74,6 +74,7 @@ fn good() -> Evidence {
 fn expected() -> Expected<'static> {
     Expected {
         attestation_certificate: Some(&KEY.certificate),
+        has_tpm: false,
         nonce: Some(NONCE),
     }
 }
@@ -253,8 +254,18 @@ fn a_device_with_a_tpm_cannot_become_one_without() {
     assert_eq!(failed(&report), [Check::Evidence]);
     let never = Expected {
         attestation_certificate: None,
-        nonce: Some(NONCE),
+        ..expected()
     };
+    // Nor by leaving the certificate out as well, if it proved at enrolment what it has.
+    let enrolled = Expected {
+        has_tpm: true,
+        ..never
+    };
+    assert_eq!(failed(&verify(None, enrolled)), [Check::Evidence]);
+    assert_eq!(
+        failed(&verify(Some(&good()), enrolled)),
+        [Check::AttestationKey]
+    );
     let report = verify(None, never);
     assert_eq!(failed(&report), []);
     assert_eq!(report.conclusion(), Conclusion::Unproven);

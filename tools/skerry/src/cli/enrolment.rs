@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 pub const APPROVE_EXAMPLES: &str = "Examples:
   skerry get waiting
-  skerry approve acid bird cold --name press-1
+  skerry approve acid-bird-cold-desk-echo-fork-gift-hall --name press-1
   skerry approve 3f0c9a6e11d2 77aa00bb11cc --label site=hall-3
   skerry approve --selector 'manufacturer=Maker*,certified=true'
   skerry approve --all";
@@ -68,7 +68,7 @@ pub struct ManifestTrust {
 
 #[derive(Debug, Args)]
 pub struct Decide {
-    /// The words on the machine's screen (three of them will do), or its id (12 digits will do).
+    /// The words on the machine's screen (all eight, with `-` between them or in quotes), or its id (12 digits will do).
     #[arg(value_name = "WORDS|ID", required_unless_present_any = ["all", "selector"], conflicts_with_all = ["all", "selector"])]
     pub machines: Vec<String>,
     /// All that wait.
@@ -97,19 +97,22 @@ pub struct Revoke {
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Accept the firmware of a device's last boot, for all machines that a policy is for.
+    /// Accept the firmware of a device's boot, for all machines that a policy is for.
     Accept(PolicyAccept),
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   skerry get boots box-1 -o wide
-  skerry policy accept edge-gateway box-1 --name '1.14.0 as delivered'")]
+  skerry policy accept edge-gateway box-1 --boot box-1-17 --name '1.14.0 as delivered'")]
 pub struct PolicyAccept {
     /// Name of the policy.
     pub policy: String,
     /// Name of the device whose boot is the canary.
     pub device: String,
+    /// Name of the boot, as `skerry get boots` shows it; the last one whose quote and event log hold, if not given.
+    #[arg(long, value_name = "BOOT")]
+    pub boot: Option<String>,
     /// What to call the firmware.
     #[arg(long, value_name = "TEXT")]
     pub name: Option<String>,

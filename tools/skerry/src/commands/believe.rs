@@ -25,6 +25,7 @@ pub fn accept(args: PolicyAccept, context: Option<&str>) -> Result<(), Failure> 
     crate::runtime(async {
         let request = AcceptFirmwareRequest {
             device: device.clone(),
+            boot: args.boot.unwrap_or_default(),
             name: args.name.unwrap_or_default(),
         };
         let body = serde_json::to_value(&request).map_err(Failure::error)?;

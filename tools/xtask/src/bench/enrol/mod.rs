@@ -198,6 +198,7 @@ fn quotes(story: &Story) -> Result<Row> {
     let certificate = machine.identity.attestation_certificate();
     let expected = Expected {
         attestation_certificate: certificate.map(|certificate| certificate.der()),
+        has_tpm: true,
         nonce: Some(&nonce),
     };
     let (start, mut count) = (Instant::now(), 0_u32);
