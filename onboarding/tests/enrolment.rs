@@ -6,8 +6,11 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
 use onboarding::enrol::endorsement::Makers;
-use onboarding::enrol::verifier::{CookieKey, read_evidence};
+use onboarding::enrol::verifier::{CookieKey, Proven, read_evidence};
 use onboarding::enrol::{EnrolError, MachineId, credential, device, mark};
 use onboarding::keys::Identity;
 use onboarding::quote::{Check, Conclusion};
@@ -22,8 +25,8 @@ use protocol::enrolment::wire::{
 };
 use protocol::enrolment::{MAX_REQUEST, wire::Answer};
 use support::enrol::{
-    Device, Forger, LIFETIME, NOW_S, Owner, enrol, evidence, failed, machine, opened, payload,
-    still_works,
+    Device, Forger, LIFETIME, NOW_S, Owner, enrol, evidence, failed, holds, machine, opened,
+    payload, refused, still_works,
 };
 use support::log::{BOOT, boot, event_log};
 use support::proxy::{Fault, Proxy};
@@ -201,9 +204,8 @@ fn a_quote_relayed_from_a_healthy_machine_is_refused() {
     let quote = theirs.proof().clone();
     forger.proof().quote = quote.quote.clone();
     forger.proof().pcr_values = quote.pcr_values.clone();
-    let judged = owner.judge(&forger.evidence()).unwrap();
-    assert_eq!(failed(&judged), [Check::Signature, Check::Transcript]);
-    assert!(judged.proven.is_none());
+    let checks = [Check::Signature, Check::Transcript];
+    refused(&owner, &forger.evidence(), &checks, &secret);
 
     // And one that it was made to give over the sick machine's session.
     let transcript = *read_evidence(own.evidence()).unwrap().transcript();
@@ -212,9 +214,20 @@ fn a_quote_relayed_from_a_healthy_machine_is_refused() {
         signature: quoted.signature.to_der(),
         attest: quoted.attest,
     });
-    let judged = owner.judge(&forger.evidence()).unwrap();
-    assert_eq!(failed(&judged), [Check::Signature]);
-    assert!(judged.proven.is_none());
+    refused(&owner, &forger.evidence(), &[Check::Signature], &secret);
+
+    // What is granted to the healthy machine meanwhile is nothing to the sick one, which has seen all of its messages.
+    let proven = owner.judge(foreign.evidence()).unwrap().proven.unwrap();
+    assert!(!holds(foreign.evidence(), proven.secret.expose()));
+    let grant = owner.grant(&proven, &healthy.identity);
+    for (answering, identity) in [
+        (&own, &sick.identity),
+        (&foreign, &sick.identity),
+        (&own, &healthy.identity),
+    ] {
+        assert!(answering.granted(identity, &grant).is_err());
+    }
+    foreign.granted(&healthy.identity, &grant).unwrap();
     still_works(&sick.identity, &owner);
     still_works(&healthy.identity, &owner);
 }
@@ -233,30 +246,26 @@ fn another_machines_device_key_is_refused() {
             forger.proof().device_certified = theirs.device_certified.clone();
             forger.proof().device_signature = theirs.device_signature.clone();
         }
-        let judged = owner.judge(&forger.evidence()).unwrap();
-        assert_eq!(
-            failed(&judged),
-            [Check::DeviceKey, Check::AgreementKey, Check::Transcript]
-        );
-        assert!(judged.proven.is_none());
+        let all = [Check::DeviceKey, Check::AgreementKey, Check::Transcript];
+        refused(&owner, &forger.evidence(), &all, &secret);
 
         let mut forger = Forger::new(own.evidence(), &secret);
         forger.proof().agreement_public = theirs.agreement_public.clone();
         if statement {
             forger.proof().agreement_certified = theirs.agreement_certified.clone();
         }
-        let judged = owner.judge(&forger.evidence()).unwrap();
-        assert!(failed(&judged).contains(&Check::AgreementKey));
-        assert!(judged.proven.is_none());
+        refused(&owner, &forger.evidence(), &all, &secret);
     }
     // The agreement key in the place of the device key.
     let mut forger = Forger::new(own.evidence(), &secret);
     let proof = forger.proof();
     std::mem::swap(&mut proof.device_public, &mut proof.agreement_public);
     std::mem::swap(&mut proof.device_certified, &mut proof.agreement_certified);
-    let judged = owner.judge(&forger.evidence()).unwrap();
-    assert!(failed(&judged).contains(&Check::DeviceKey));
-    assert!(judged.proven.is_none());
+    let all = [Check::DeviceKey, Check::AgreementKey, Check::Transcript];
+    refused(&owner, &forger.evidence(), &all, &secret);
+    // Left alone, the same evidence is good: it was the key, and the other machine's is not spoilt either.
+    assert!(owner.judge(own.evidence()).unwrap().proven.is_some());
+    still_works(&healthy.identity, &owner);
     still_works(&sick.identity, &owner);
 }
 
@@ -271,21 +280,26 @@ fn evidence_replayed_in_another_session_is_refused() {
     // The first session's statements under the second's challenge.
     let mut forger = Forger::new(second.evidence(), &new);
     *forger.proof() = Forger::new(first.evidence(), &old).proof().clone();
-    let judged = owner.judge(&forger.evidence()).unwrap();
-    assert_eq!(
-        failed(&judged),
-        [Check::DeviceKey, Check::AgreementKey, Check::Transcript]
-    );
+    let all = [Check::DeviceKey, Check::AgreementKey, Check::Transcript];
+    refused(&owner, &forger.evidence(), &all, &new);
     // The second session's challenge under the first one's hello, and whole with the other's secret.
     let mut forger = Forger::new(first.evidence(), &new);
     let other = Forger::new(second.evidence(), &new);
     forger.body.challenge = other.body.challenge.clone();
     forger.body.challenge_signature = other.body.challenge_signature.clone();
-    assert!(failed(&owner.judge(&forger.evidence()).unwrap()).contains(&Check::Hello));
-    let judged = owner
-        .judge(&Forger::new(first.evidence(), &new).evidence())
-        .unwrap();
-    assert_eq!(failed(&judged), [Check::Credential]);
+    let checks = [
+        Check::Hello,
+        Check::DeviceKey,
+        Check::AgreementKey,
+        Check::Transcript,
+    ];
+    refused(&owner, &forger.evidence(), &checks, &new);
+    let whole = Forger::new(first.evidence(), &new).evidence();
+    refused(&owner, &whole, &[Check::Credential], &old);
+    // A grant of one session is closed to the other, to the very same machine.
+    let proven = owner.judge(first.evidence()).unwrap().proven.unwrap();
+    let grant = owner.grant(&proven, &device.identity);
+    assert!(second.granted(&device.identity, &grant).is_err());
 
     // Too late, too early, at another controller, after a restart with another cookie key.
     let lifetime = i64::try_from(LIFETIME.as_millis()).unwrap();
@@ -298,17 +312,13 @@ fn evidence_replayed_in_another_session_is_refused() {
         owner.now_ms += shift;
         let judged = owner.judge(first.evidence()).unwrap();
         assert_eq!(judged.proven.is_some(), passes, "{shift}");
-        assert_eq!(failed(&judged).contains(&Check::Challenge), !passes);
+        let checks: &[Check] = if passes { &[] } else { &[Check::Challenge] };
+        assert_eq!(failed(&judged), checks, "{shift}");
         owner.now_ms -= shift;
     }
-    let judged = Owner::new().judge(first.evidence()).unwrap();
-    assert_eq!(failed(&judged), [Check::Challenge]);
-    assert!(judged.proven.is_none());
+    refused(&Owner::new(), first.evidence(), &[Check::Challenge], &old);
     owner.cookie_key = CookieKey::random().unwrap();
-    assert_eq!(
-        failed(&owner.judge(first.evidence()).unwrap()),
-        [Check::Challenge]
-    );
+    refused(&owner, first.evidence(), &[Check::Challenge], &old);
     still_works(&device.identity, &owner);
 }
 
@@ -607,8 +617,9 @@ fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
     };
     let missing = judge(&owner, None);
     assert_eq!(failed(&missing), []);
+    // Let in, and given nothing that a policy wants a proven boot for.
     assert_eq!(missing.report.conclusion(), Conclusion::Unproven);
-    assert!(missing.proven.is_some());
+    assert_eq!(missing.proven.unwrap().event_log, None);
     // Cut within an event, cut between two, one left out, too long, one that packs to more than a request.
     let mut noise = vec![0; 600 << 10];
     let mut state = 1_u64;
@@ -629,16 +640,17 @@ fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
         let judged = judge(&owner, Some(bad));
         assert_eq!(failed(&judged), Vec::from_iter(check));
         assert_ne!(judged.report.conclusion(), Conclusion::Trusted);
-        assert_eq!(judged.proven.is_some(), check.is_none());
+        // Without a proof no grant, and so nothing secret; what does not fit is left out, as if there were no log.
+        match (check, judged.proven) {
+            (Some(_), proven) => assert!(proven.is_none()),
+            (None, proven) => assert_eq!(proven.unwrap().event_log, None),
+        }
     }
     // Not gzip at all: only software that controls the device sends that.
     let (answering, secret) = opened(&device.identity, &owner, Some(&log));
     let mut forger = Forger::new(answering.evidence(), &secret);
     forger.proof().event_log = vec![1, 2, 3];
-    assert_eq!(
-        failed(&owner.judge(&forger.evidence()).unwrap()),
-        [Check::EventLog]
-    );
+    refused(&owner, &forger.evidence(), &[Check::EventLog], &secret);
     // A gigabyte of zeros in a megabyte is not unpacked.
     let bomb = {
         use std::io::Write as _;
@@ -649,10 +661,7 @@ fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
         packer.finish().unwrap()
     };
     forger.proof().event_log = bomb;
-    assert_eq!(
-        failed(&owner.judge(&forger.evidence()).unwrap()),
-        [Check::EventLog]
-    );
+    refused(&owner, &forger.evidence(), &[Check::EventLog], &secret);
     // A policy that only warns lets the machine through, and the verdict stays.
     owner.warn = vec![Check::EventLogReplay];
     let judged = judge(&owner, Some(&event_log(&BOOT[1..])));
@@ -662,15 +671,12 @@ fn an_event_log_that_is_missing_cut_or_huge_proves_nothing() {
     owner.warn = vec![Check::Credential];
     let mut message = wire::Evidence::decode(answering.evidence()).unwrap();
     message.mac[0] ^= 1;
-    assert!(
-        owner
-            .judge(&message.encode_to_vec())
-            .unwrap()
-            .proven
-            .is_none()
-    );
+    let checks = [Check::Credential];
+    refused(&owner, &message.encode_to_vec(), &checks, &secret);
     let judged = judge(&owner, Some(&log));
     assert_eq!(judged.report.conclusion(), Conclusion::Trusted);
+    owner.warn = vec![];
+    still_works(&device.identity, &owner);
 }
 
 /// Every byte changed in two ways, every cut: an error or a refusal.
@@ -725,36 +731,140 @@ fn evidence_changed_byte_by_byte_is_refused() {
     still_works(&device.identity, &owner);
 }
 
+/// The codes of what is looked for on the bus (TPM_CC, TCG TPM 2.0 Library, part 2, 6.5.2).
+const CREATE: u32 = 0x153;
+const ECDH_ZGEN: u32 = 0x154;
+const ACTIVATE_CREDENTIAL: u32 = 0x147;
+const QUOTE: u32 = 0x158;
+const START_AUTH_SESSION: u32 = 0x176;
+
+fn be16(bytes: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes(bytes[..2].try_into().unwrap()))
+}
+
+fn be32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes(bytes[..4].try_into().unwrap())
+}
+
+/// The contents of the sized buffer at the front, and what follows.
+fn sized(bytes: &[u8]) -> (&[u8], &[u8]) {
+    bytes[2..].split_at(be16(bytes))
+}
+
+/// A command's authorizations as session and attributes, and its parameters; `handles` stand before them.
+fn authorizations(command: &[u8], handles: usize) -> (Vec<(u32, u8)>, &[u8]) {
+    let area = &command[10 + 4 * handles..];
+    let (mut left, parameters) = area[4..].split_at(be32(area) as usize);
+    let mut found = vec![];
+    while !left.is_empty() {
+        let session = be32(left);
+        let (_, rest) = sized(&left[4..]);
+        let (attributes, rest) = rest.split_first().unwrap();
+        found.push((session, *attributes));
+        (_, left) = sized(rest);
+    }
+    (found, parameters)
+}
+
+/// What a recorded bus must look like, whatever went wrong on it: a session's key cannot be worked out from what was seen, because its salt
+/// is encrypted to a key in the TPM; what only the device may learn comes back encrypted in such a session; and a key is made with
+/// nothing put into it from outside. Counts what it checked.
+fn shows_nothing(record: &[Vec<u8>]) -> [usize; 4] {
+    // TPM_RH_NULL, TPM_RS_PW; TPMA_SESSION's bit "encrypt".
+    const NULL: u32 = 0x4000_0007;
+    const PASSWORD: u32 = 0x4000_0009;
+    const ENCRYPT: u8 = 0x40;
+    let mut counts = [0; 4];
+    for command in record {
+        match be32(&command[6..]) {
+            START_AUTH_SESSION => {
+                let (_, rest) = sized(&command[18..]);
+                let (salt, _) = sized(rest);
+                assert!(be32(&command[10..]) != NULL && salt.len() > 64);
+                counts[0] += 1;
+            }
+            code @ (ACTIVATE_CREDENTIAL | ECDH_ZGEN) => {
+                let activate = code == ACTIVATE_CREDENTIAL;
+                let (sessions, _) = authorizations(command, if activate { 2 } else { 1 });
+                let encrypted = |(session, attributes): &(u32, u8)| {
+                    *session != PASSWORD && attributes & ENCRYPT != 0
+                };
+                assert!(sessions.iter().any(encrypted), "{code:#x}: {sessions:x?}");
+                counts[if activate { 1 } else { 2 }] += 1;
+            }
+            CREATE => {
+                let (_, parameters) = authorizations(command, 1);
+                // TPM2B_SENSITIVE_CREATE: no authorization value, no data.
+                assert_eq!(parameters[..6], [0, 4, 0, 0, 0, 0]);
+                counts[3] += 1;
+            }
+            _ => {}
+        }
+    }
+    counts
+}
+
+/// What nobody on the bus may learn of an enrolment: the challenge's secret, the point that the agreement key shares with the grant's
+/// sender, and what was in the grant.
+fn secrets(identity: &Identity, proven: &Proven, grant: &wire::SealedGrant) -> Vec<Vec<u8>> {
+    let sender = Point::from_sec1(&grant.encapsulated).unwrap();
+    let shared = identity.agree(&sender).unwrap();
+    let given = payload(identity);
+    vec![
+        proven.secret.expose().to_vec(),
+        shared.x().to_vec(),
+        shared.y().to_vec(),
+        given.integrity_token,
+        given.vault_share,
+    ]
+}
+
+/// Both flights with this log, and the grant as it was sealed; what the report says is wrong, if there is no grant.
+fn attempt(
+    identity: &Identity,
+    owner: &Owner,
+    log: Option<&[u8]>,
+) -> Result<Result<(Proven, wire::SealedGrant), Vec<Check>>, EnrolError> {
+    let answering = evidence(identity, owner, log)?;
+    let judged = owner.judge(answering.evidence())?;
+    let Some(proven) = judged.proven else {
+        return Ok(Err(judged.report.failures().map(|v| v.check).collect()));
+    };
+    let grant = owner.grant(&proven, identity);
+    assert_eq!(answering.granted(identity, &grant)?, payload(identity));
+    Ok(Ok((proven, grant)))
+}
+
+/// The files of a device, each with its contents.
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
 #[test]
 fn a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing() {
     let emulator = Emulator::new();
     let (tpm, tap) = Proxy::tap(&emulator);
     let (device, owner) = (Device::with(emulator, tpm), Owner::new());
-    let identity = &device.identity;
-    let proven = {
-        let answering = evidence(identity, &owner, None).unwrap();
-        let proven = owner.judge(answering.evidence()).unwrap().proven.unwrap();
-        let grant = owner.grant(&proven, identity);
-        answering.granted(identity, &grant).unwrap();
-        // What the grant was sealed with is the point that the agreement key shares with its sender's.
-        let sender = Point::from_sec1(&grant.encapsulated).unwrap();
-        let shared = identity.agree(&sender).unwrap();
+    let (identity, kept) = (&device.identity, files(device.dir.path()));
+    let silent = |proven: &Proven, grant: &wire::SealedGrant, when: &str| {
+        let secrets = secrets(identity, proven, grant);
         let tap = tap.lock().unwrap();
-        assert!(tap.saw(sender.x()), "the proxy records");
-        assert!(!tap.saw(shared.x()) && !tap.saw(shared.y()));
-        proven
+        assert!(tap.saw(&grant.encapsulated[1..33]), "the proxy records");
+        for secret in secrets {
+            assert!(!tap.saw(&secret), "{when}");
+            let written = files(device.dir.path());
+            assert!(!written.iter().any(|(_, bytes)| holds(bytes, &secret)));
+        }
+        shows_nothing(&tap.record)
     };
-    let secrets = |proven: &onboarding::enrol::verifier::Proven| {
-        let given = payload(identity);
-        [
-            proven.secret.expose().to_vec(),
-            given.integrity_token,
-            given.vault_share,
-        ]
-    };
-    for secret in secrets(&proven) {
-        assert!(!tap.lock().unwrap().saw(&secret));
-    }
+    let (proven, grant) = attempt(identity, &owner, None).unwrap().unwrap();
+    // Every kind of command that is looked at has been: three keys were made, a credential opened, points agreed upon.
+    let counts = silent(&proven, &grant, "undisturbed");
+    assert!(counts[0] >= 3 && counts[1] >= 1 && counts[2] >= 2 && counts[3] == 3);
     // Each command goes wrong in each way, once; the device says so or does without, and the next try succeeds.
     let mut commands = 0;
     for fault in [
@@ -784,12 +894,10 @@ fn a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing() {
                 fault != Fault::Code(0x922) || text.is_empty(),
                 "{number}: {text}"
             );
-            let (proven, grant) = enrol(identity, &owner)
-                .unwrap_or_else(|error| panic!("after {fault:?} at {number} ({text}): {error}"));
-            assert_eq!(grant, payload(identity));
-            for secret in secrets(&proven) {
-                assert!(!tap.lock().unwrap().saw(&secret), "{fault:?} at {number}");
-            }
+            let (proven, grant) = attempt(identity, &owner, None)
+                .unwrap_or_else(|error| panic!("after {fault:?} at {number} ({text}): {error}"))
+                .unwrap();
+            silent(&proven, &grant, &format!("{fault:?} at {number}"));
             // What is left of a session whose handle was lost goes with the device file; here nobody closes one.
             let tpm = identity.tpm().unwrap();
             for handle in loaded(tpm) {
@@ -800,5 +908,96 @@ fn a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing() {
             tap.lock().unwrap().record.clear();
         }
         assert!(commands > 25, "{commands} commands");
+    }
+    assert_eq!(files(device.dir.path()), kept, "nothing was written");
+}
+
+/// The TPM is reset before each command of an enrolment: by the power going, or by a wire at its reset line, whose holder starts it again and
+/// could extend the PCRs as he likes. What does not matter to the device (a key that is not to be flushed any more) does not end the try.
+#[test]
+fn a_tpm_that_is_reset_in_the_middle_proves_nothing_and_enrols_afterwards() {
+    let emulator = Arc::new(Mutex::new(Emulator::new()));
+    let (tpm, tap) = Proxy::at_reset_line(&emulator);
+    let (dir, owner) = (tempfile::tempdir().unwrap(), Owner::new());
+    let identity = Identity::open_or_create(dir.path(), Some(tpm)).unwrap();
+    let (kept, log) = (files(dir.path()), event_log(BOOT));
+    boot(&identity, BOOT);
+    let in_order = |when: &str| {
+        // The machine starts again; its firmware measures.
+        boot(&identity, BOOT);
+        let (proven, grant) = attempt(&identity, &owner, Some(&log))
+            .unwrap_or_else(|error| panic!("{when}: {error}"))
+            .unwrap_or_else(|checks| panic!("{when}: {checks:?}"));
+        for secret in secrets(&identity, &proven, &grant) {
+            assert!(!tap.lock().unwrap().saw(&secret), "{when}");
+        }
+        let tpm = identity.tpm().unwrap();
+        // Nothing half: one key in its slot, no session, no mark, and on the disk what was there before.
+        assert_eq!(loaded(tpm).len(), 1, "{when}");
+        assert_eq!(mark::read(tpm).unwrap(), None);
+        assert_eq!(files(dir.path()), kept);
+        shows_nothing(&tap.lock().unwrap().record);
+        tap.lock().unwrap().record.clear();
+    };
+    for fault in [Fault::PowerCut, Fault::Reset] {
+        // Between the flights.
+        let session = device::hello(&identity, &machine(), "1").unwrap();
+        let challenge = owner.challenge(session.bytes()).unwrap();
+        tap.lock().unwrap().arm(Some((0, fault)));
+        let answered = session.challenged(&identity, &challenge, &owner.pinned(), 0, Some(&log));
+        tap.lock().unwrap().arm(None);
+        match (fault, answered) {
+            (Fault::PowerCut, Err(error)) => {
+                let error = error.to_string();
+                assert!(error.contains("the bus was cut"), "{error}");
+            }
+            (Fault::Reset, Ok(answering)) => {
+                // Its keys are loaded again, and its PCRs say nothing of the boot that the log tells.
+                let judged = owner.judge(answering.evidence()).unwrap();
+                assert_eq!(failed(&judged), [Check::EventLogReplay]);
+                assert!(judged.proven.is_none());
+            }
+            (_, answered) => panic!("{fault:?}: {answered:?}"),
+        }
+        in_order("between the flights");
+
+        // In the middle of one.
+        let mut broken = 0;
+        for number in 0.. {
+            tap.lock().unwrap().arm(Some((number, fault)));
+            let hit = attempt(&identity, &owner, Some(&log));
+            let sent = tap.lock().unwrap().sent.clone();
+            tap.lock().unwrap().arm(None);
+            if sent.len() <= number {
+                hit.unwrap().unwrap();
+                assert!(number > 25, "{number} commands");
+                break;
+            }
+            let when = format!("{fault:?} at {number} ({:#x})", sent[number]);
+            match hit {
+                Err(
+                    EnrolError::Tpm(_)
+                    | EnrolError::Sign(_)
+                    | EnrolError::Hpke(_)
+                    | EnrolError::Quote(_),
+                ) => broken += 1,
+                Err(error) => panic!("{when}: {error}"),
+                // What was quoted before stays true of the time before.
+                Ok(Ok(_)) => assert!(sent[..number].contains(&QUOTE), "{when}"),
+                // The PCRs are those of no boot; and a handle from before may stand for another key, which is then the one that is
+                // certified.
+                Ok(Err(checks)) => {
+                    let keys = [Check::DeviceKey, Check::AgreementKey];
+                    let (replay, others): (Vec<Check>, _) = checks
+                        .into_iter()
+                        .partition(|check| *check == Check::EventLogReplay);
+                    assert_eq!(replay, [Check::EventLogReplay], "{when}");
+                    let mixed_up = |check: &Check| keys.contains(check);
+                    assert!(others.iter().all(mixed_up), "{when}: {others:?}");
+                }
+            }
+            in_order(&when);
+        }
+        assert!(broken > 10, "{fault:?}: {broken}");
     }
 }

@@ -12,12 +12,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use onboarding::enrol::{EnrolError, MachineId, device};
 use onboarding::keys::{EndorsementMaker, Identity, IdentityError, Protection};
-use onboarding::tpm::{Socket, Tpm, Transport};
-use onboarding::wire::PublicKind;
+use onboarding::quote::Check;
+use onboarding::tpm::template::{KeyUse, p256};
+use onboarding::tpm::{Hierarchy, KeyBlob, Socket, Tpm, TpmError, Transport};
+use onboarding::wire::{Public, PublicKind};
+use prost::Message as _;
 use protocol::cipher::{KeyAgreement as _, Point, SoftwareAgreement};
+use protocol::enrolment::wire;
 use protocol::envelope::Signer as _;
 use protocol::keys::VerifyingKey;
+use support::enrol::{Forger, Owner, enrol, machine, opened, payload, refused};
 use support::{Emulator, loaded};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -127,12 +133,7 @@ fn a_secret_wrapped_for_this_machine_opens_here() {
     assert!(!attest.is_empty());
     let stored: serde_json::Value =
         serde_json::from_slice(&fs::read(file(dir.path())).unwrap()).unwrap();
-    let public = {
-        use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD
-            .decode(stored["keys"]["attestation"]["public"].as_str().unwrap())
-            .unwrap()
-    };
+    let public = unpacked(&stored["keys"]["attestation"]["public"]);
     let name = onboarding::wire::Public::parse(&public).unwrap().name();
     let (wrapped, seed) = {
         let ek = tpm
@@ -172,8 +173,90 @@ fn a_cloned_disk_is_of_no_use_in_another_machine() {
     let error = Identity::open_or_create(dir.path(), Some(other.connect())).unwrap_err();
     assert!(matches!(error, IdentityError::ForeignTpm { .. }), "{error}");
     assert_eq!(fs::read(file(dir.path())).unwrap(), before);
-    // The right machine still opens it.
-    works(&Identity::open_or_create(dir.path(), Some(mine.connect())).unwrap());
+
+    // Who has the disk does not need our program to say no. He has what was kept, a TPM of his own, and an identity in it.
+    let stored: serde_json::Value = serde_json::from_slice(&before).unwrap();
+    let key =
+        |name: &str| -> KeyBlob { serde_json::from_value(stored["keys"][name].clone()).unwrap() };
+    let thief_dir = tempfile::tempdir().unwrap();
+    let thief = Identity::open_or_create(thief_dir.path(), Some(other.connect())).unwrap();
+    let tpm = thief.tpm().unwrap();
+    // The wrapped keys open under no storage key of that TPM, so none of them signs, agrees, certifies or can be certified.
+    for hierarchy in [Hierarchy::Owner, Hierarchy::Endorsement] {
+        let parent = tpm.create_primary(hierarchy, &p256(KeyUse::Store)).unwrap();
+        for name in ["device", "attestation", "agreement"] {
+            let error = tpm.load(&parent, &key(name)).unwrap_err();
+            assert!(error.is_foreign_key(), "{name}: {error}");
+        }
+    }
+    // He shows the old machine's public keys: what is wrapped for them, his TPM does not open.
+    let owner = Owner::new();
+    let endorsement = unpacked(&stored["keys"]["endorsementPublic"]);
+    let hello = |endorsement: Option<&[u8]>, attestation: Option<&[u8]>| {
+        let session = device::hello(&thief, &machine(), "1").unwrap();
+        let mut message = wire::Hello::decode(session.bytes()).unwrap();
+        let Some(wire::hello::Keys::Tpm(keys)) = &mut message.keys else {
+            panic!("a device without a TPM");
+        };
+        keys.endorsement_public =
+            endorsement.map_or(keys.endorsement_public.clone(), <[u8]>::to_vec);
+        keys.attestation_public =
+            attestation.map_or(keys.attestation_public.clone(), <[u8]>::to_vec);
+        message.encode_to_vec()
+    };
+    let attestation = key("attestation").public;
+    for hello in [
+        hello(Some(&endorsement), Some(&attestation)),
+        hello(Some(&endorsement), None),
+        hello(None, Some(&attestation)),
+    ] {
+        let challenge = owner.challenge(&hello).unwrap();
+        let error = device::Session::from_bytes(hello)
+            .challenged(&thief, &challenge, &owner.pinned(), 0, None)
+            .unwrap_err();
+        assert!(
+            matches!(error, EnrolError::Tpm(TpmError::Refused { .. })),
+            "{error}"
+        );
+    }
+    // He enrols with his own TPM and puts the old device key, or both keys, in the place of his own.
+    let (answering, secret) = opened(&thief, &owner, None);
+    let all = [Check::DeviceKey, Check::AgreementKey, Check::Transcript];
+    for keys in [&["device"][..], &["agreement"], &["device", "agreement"]] {
+        let mut forger = Forger::new(answering.evidence(), &secret);
+        for name in keys {
+            let proof = forger.proof();
+            match *name {
+                "device" => proof.device_public = key(name).public,
+                _ => proof.agreement_public = key(name).public,
+            }
+        }
+        refused(&owner, &forger.evidence(), &all, &secret);
+    }
+    // Whatever he does honestly, he is another machine.
+    let (proven, _) = enrol(&thief, &owner).unwrap();
+    let machine_id = MachineId::of_endorsement(&Public::parse(&endorsement).unwrap());
+    assert_ne!(proven.machine, machine_id);
+    assert_ne!(
+        thief.device_certificate().der(),
+        unpacked(&stored["certificates"]["device"])
+    );
+
+    // The right machine still opens it, and enrols as what it is.
+    let identity = Identity::open_or_create(dir.path(), Some(mine.connect())).unwrap();
+    works(&identity);
+    let (proven, grant) = enrol(&identity, &owner).unwrap();
+    assert_eq!((proven.machine, grant), (machine_id, payload(&identity)));
+    assert_eq!(fs::read(file(dir.path())).unwrap(), before);
+}
+
+/// Bytes in an identity file.
+fn unpacked(text: &serde_json::Value) -> Vec<u8> {
+    use base64::Engine as _;
+    let text = text.as_str().unwrap();
+    base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .unwrap()
 }
 
 #[test]

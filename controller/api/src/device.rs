@@ -150,7 +150,8 @@ pub struct Attestation {
 pub enum AttestationConclusion {
     /// Its TPM signed what was booted, and the event log explains it.
     Trusted,
-    /// Nothing is refuted, and what was booted is not proven: it has no TPM, sent no event log, or has sent no quote yet.
+    /// Nothing is refuted, and what was booted is not proven: it has no TPM, sent no event log, has sent no quote yet, or there are policies
+    /// and none of them is for its model.
     #[default]
     Unproven,
     /// A check failed.

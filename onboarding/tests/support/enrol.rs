@@ -9,7 +9,7 @@ use onboarding::enrol::verifier::{
 };
 use onboarding::enrol::{EnrolError, MachineId};
 use onboarding::keys::Identity;
-use onboarding::quote::Check;
+use onboarding::quote::{Check, Conclusion};
 use onboarding::smbios::Machine;
 use onboarding::tpm::Tpm;
 use prost::Message as _;
@@ -258,6 +258,21 @@ impl Forger {
         let mac = self.secret.mac(&transcript, &body).to_vec();
         wire::Evidence { body, mac }.encode_to_vec()
     }
+}
+
+/// Judges evidence that must come to nothing, for these reasons and no others. What a controller gives away goes into a grant, and a grant is
+/// sealed with what `Proven` holds; without one there is none. And what was sent tells nobody the challenge's secret.
+pub fn refused(owner: &Owner, evidence: &[u8], checks: &[Check], secret: &Secret) {
+    let judged = owner.judge(evidence).unwrap();
+    assert_eq!(failed(&judged), checks);
+    assert!(judged.proven.is_none(), "{:#?}", judged.report);
+    assert_ne!(judged.report.conclusion(), Conclusion::Trusted);
+    assert!(!holds(evidence, secret.expose()));
+}
+
+/// Whether some bytes stand among others.
+pub fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
 pub fn failed(judged: &Judged) -> Vec<Check> {

@@ -11,6 +11,8 @@ use super::Emulator;
 pub struct Proxy {
     behind: Box<dyn Transport>,
     shared: Arc<Mutex<Tap>>,
+    /// The emulator itself, if it may be reset.
+    emulator: Option<Arc<Mutex<Emulator>>>,
 }
 
 /// How a command goes wrong.
@@ -24,6 +26,11 @@ pub enum Fault {
     Code(u32),
     /// One bit of its answer's last byte is changed.
     Changed,
+    /// The TPM is reset and started again before it arrives, as by somebody with a wire at the reset line: PCRs, loaded keys and
+    /// sessions are gone.
+    Reset,
+    /// The same, and it does not arrive: the power was cut.
+    PowerCut,
 }
 
 /// What was recorded, and what to break.
@@ -33,6 +40,8 @@ pub struct Tap {
     pub record: Vec<Vec<u8>>,
     /// How many commands were sent since the last [`Tap::arm`].
     pub count: usize,
+    /// Their codes (TPM_CC).
+    pub sent: Vec<u32>,
     /// The command to break, counted from 0, and how.
     pub fault: Option<(usize, Fault)>,
     /// An algorithm that the TPM does not list.
@@ -43,6 +52,7 @@ impl Tap {
     /// Counts from here, and breaks the command with this number.
     pub fn arm(&mut self, fault: Option<(usize, Fault)>) {
         self.count = 0;
+        self.sent.clear();
         self.fault = fault;
     }
 
@@ -57,28 +67,54 @@ impl Tap {
 impl Proxy {
     /// In front of an emulator.
     pub fn tap(emulator: &Emulator) -> (Tpm, Arc<Mutex<Tap>>) {
+        Self::over(emulator.dial(), None)
+    }
+
+    /// In front of an emulator that may be reset.
+    pub fn at_reset_line(emulator: &Arc<Mutex<Emulator>>) -> (Tpm, Arc<Mutex<Tap>>) {
+        let behind = emulator.lock().unwrap().dial();
+        Self::over(behind, Some(emulator.clone()))
+    }
+
+    fn over(
+        behind: impl Transport + 'static,
+        emulator: Option<Arc<Mutex<Emulator>>>,
+    ) -> (Tpm, Arc<Mutex<Tap>>) {
         let shared = Arc::new(Mutex::new(Tap::default()));
         let proxy = Self {
-            behind: Box::new(emulator.dial()),
+            behind: Box::new(behind),
             shared: shared.clone(),
+            emulator,
         };
         (Tpm::over(proxy), shared)
+    }
+
+    fn reset(&mut self) {
+        let mut emulator = self.emulator.as_ref().unwrap().lock().unwrap();
+        emulator.power_cycle();
+        self.behind = Box::new(emulator.dial());
     }
 }
 
 impl Transport for Proxy {
     fn exchange(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
-        let mut tap = self.shared.lock().unwrap();
+        let shared = self.shared.clone();
+        let mut tap = shared.lock().unwrap();
         let number = tap.count;
         tap.count += 1;
         tap.record.push(command.to_vec());
+        tap.sent
+            .push(u32::from_be_bytes(command[6..10].try_into().unwrap()));
         let fault = tap
             .fault
             .filter(|(at, _)| *at == number)
             .map(|(_, fault)| fault);
+        if matches!(fault, Some(Fault::Reset | Fault::PowerCut)) {
+            self.reset();
+        }
         let broken = || Err(io::Error::other("the bus was cut"));
         let mut answer = match fault {
-            Some(Fault::Lost) => return broken(),
+            Some(Fault::Lost | Fault::PowerCut) => return broken(),
             Some(Fault::Code(code)) => {
                 let mut answer = vec![0x80, 0x01, 0, 0, 0, 10];
                 answer.extend(code.to_be_bytes());

@@ -1,16 +1,16 @@
 //! The messages of zero-touch enrolment, on both sides, and what stands in a TPM's memory for it.
 //!
 //! The seeds are recordings of whole exchanges (`seeds/enrolment/README.md`), judged by a controller with the same keys: what is not the
-//! recording proves nothing, whatever it looks like.
+//! recording proves nothing, whatever it looks like. The recordings themselves come as far as they did.
 
 use std::sync::{LazyLock, OnceLock};
 
 use onboarding::enrol::device::{Answering, Session};
 use onboarding::enrol::endorsement::{Endorsed, Makers, form};
 use onboarding::enrol::verifier::{
-    CookieKey, Delegation, Known, challenge, read_evidence, read_hello, verify,
+    CookieKey, Delegation, Evidence, Judged, Known, challenge, read_evidence, read_hello, verify,
 };
-use onboarding::enrol::{Hello, HelloKeys, mark};
+use onboarding::enrol::{EnrolError, Hello, HelloKeys, mark};
 use onboarding::keys::Identity;
 use onboarding::quote::Check;
 use onboarding::smbios::MAX_TEXT;
@@ -38,15 +38,15 @@ pub(crate) const TARGETS: &[Target] = &[
     },
     Target {
         name: "enrolment-challenge",
-        about: "a controller's Challenge to a device: nothing but what the owner's delegate signed is answered",
+        about: "a controller's Challenge to a device with a TPM or without: nothing but what the owner's delegate signed comes as far as its secret",
         run: challenged,
-        seeds: || vec![SOFTWARE_CHALLENGE.to_vec()],
+        seeds: || vec![TPM_CHALLENGE.to_vec(), SOFTWARE_CHALLENGE.to_vec()],
     },
     Target {
         name: "enrolment-grant",
         about: "a sealed grant: nothing but what was sealed for this session is opened",
         run: granted,
-        seeds: || vec![SOFTWARE_GRANT.to_vec()],
+        seeds: || vec![TPM_GRANT.to_vec(), SOFTWARE_GRANT.to_vec()],
     },
     Target {
         name: "endorsement-certificate",
@@ -68,8 +68,10 @@ pub(crate) const TARGETS: &[Target] = &[
     },
 ];
 
-const TPM_HELLO: &[u8] = include_bytes!("../seeds/enrolment/tpm-hello");
-const TPM_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/tpm-evidence");
+pub(crate) const TPM_HELLO: &[u8] = include_bytes!("../seeds/enrolment/tpm-hello");
+pub(crate) const TPM_CHALLENGE: &[u8] = include_bytes!("../seeds/enrolment/tpm-challenge");
+pub(crate) const TPM_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/tpm-evidence");
+const TPM_GRANT: &[u8] = include_bytes!("../seeds/enrolment/tpm-grant");
 const SOFTWARE_HELLO: &[u8] = include_bytes!("../seeds/enrolment/software-hello");
 const SOFTWARE_CHALLENGE: &[u8] = include_bytes!("../seeds/enrolment/software-challenge");
 const SOFTWARE_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/software-evidence");
@@ -126,6 +128,7 @@ fn bounded(hello: &Hello) {
 
 fn hello(data: &[u8]) {
     let Ok(hello) = read_hello(data) else {
+        assert!(data != TPM_HELLO && data != SOFTWARE_HELLO);
         return;
     };
     bounded(&hello);
@@ -146,15 +149,12 @@ fn hello(data: &[u8]) {
     let _ = hello.machine_id().words();
 }
 
-fn evidence(data: &[u8]) {
-    let Ok(evidence) = read_evidence(data) else {
-        return;
-    };
-    bounded(evidence.hello());
+/// As the controller of the recordings does.
+fn judge(evidence: &Evidence) -> Judged {
     static TRUSTED: LazyLock<Makers> = LazyLock::new(|| Makers::from_pem(MAKERS).unwrap());
     let delegate = Delegate::known(point(9), pinned());
-    let judged = verify(
-        &evidence,
+    verify(
+        evidence,
         &Known {
             cookie_key: &CookieKey::new([7; 32]),
             delegate: &delegate,
@@ -162,7 +162,17 @@ fn evidence(data: &[u8]) {
             makers: &TRUSTED,
             warn: &[Check::EventLog],
         },
-    );
+    )
+}
+
+fn evidence(data: &[u8]) {
+    let recording = data == TPM_EVIDENCE || data == SOFTWARE_EVIDENCE;
+    let Ok(evidence) = read_evidence(data) else {
+        assert!(!recording);
+        return;
+    };
+    bounded(evidence.hello());
+    let judged = judge(&evidence);
     let verdicts = &judged.report.verdicts;
     for (index, verdict) in verdicts.iter().enumerate() {
         let twice = verdicts
@@ -171,6 +181,7 @@ fn evidence(data: &[u8]) {
             .any(|other| other.check == verdict.check);
         assert!(!twice, "{verdicts:?}");
     }
+    assert!(judged.proven.is_some() || !recording, "{verdicts:?}");
     if let Some(proven) = judged.proven {
         // Bytes outside the code's reach are none but how the message is written down.
         let recorded = [TPM_EVIDENCE, SOFTWARE_EVIDENCE]
@@ -190,33 +201,45 @@ fn device() -> &'static Identity {
     })
 }
 
-fn answer(message: &Challenge) -> Option<Answering> {
-    Session::from_bytes(SOFTWARE_HELLO.to_vec())
-        .challenged(device(), message, &pinned(), 0, None)
-        .ok()
+fn answer(hello: &[u8], message: &Challenge) -> Result<Answering, EnrolError> {
+    Session::from_bytes(hello.to_vec()).challenged(device(), message, &pinned(), 0, None)
 }
 
 fn challenged(data: &[u8]) {
     let Ok(message) = Challenge::decode(data) else {
         return;
     };
-    if let Some(answering) = answer(&message) {
-        let recorded = Challenge::decode(SOFTWARE_CHALLENGE).unwrap();
-        assert_eq!(message.payload, recorded.payload);
-        assert_eq!(answering.server_time_ms(), NOW_MS);
-        assert_eq!(answering.pinned().delegation, 1);
+    match answer(SOFTWARE_HELLO, &message) {
+        Ok(answering) => {
+            let recorded = Challenge::decode(SOFTWARE_CHALLENGE).unwrap();
+            assert_eq!(message.payload, recorded.payload);
+            assert_eq!(answering.server_time_ms(), NOW_MS);
+            assert_eq!(answering.pinned().delegation, 1);
+        }
+        Err(_) => assert_ne!(data, SOFTWARE_CHALLENGE),
+    }
+    // No TPM is here to open the other one's secret: that is where a challenge that is in order ends.
+    match answer(TPM_HELLO, &message) {
+        Err(EnrolError::Secret(_)) => {
+            let recorded = Challenge::decode(TPM_CHALLENGE).unwrap();
+            assert_eq!(message.payload, recorded.payload);
+        }
+        answered => assert!(answered.is_err() && data != TPM_CHALLENGE),
     }
 }
 
 fn granted(data: &[u8]) {
     static ANSWERING: OnceLock<Answering> = OnceLock::new();
-    let answering =
-        ANSWERING.get_or_init(|| answer(&Challenge::decode(SOFTWARE_CHALLENGE).unwrap()).unwrap());
+    let answering = ANSWERING.get_or_init(|| {
+        let message = Challenge::decode(SOFTWARE_CHALLENGE).unwrap();
+        answer(SOFTWARE_HELLO, &message).unwrap()
+    });
     let Ok(message) = SealedGrant::decode(data) else {
         return;
     };
-    if answering.granted(device(), &message).is_ok() {
-        assert_eq!(message, SealedGrant::decode(SOFTWARE_GRANT).unwrap());
+    match answering.granted(device(), &message) {
+        Ok(_) => assert_eq!(message, SealedGrant::decode(SOFTWARE_GRANT).unwrap()),
+        Err(_) => assert_ne!(data, SOFTWARE_GRANT),
     }
 }
 

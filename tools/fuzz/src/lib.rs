@@ -31,6 +31,7 @@ mod operator;
 mod pillar;
 mod policy;
 mod protocol;
+pub mod seal;
 
 /// One parser, or a few that read the same bytes.
 #[derive(Clone, Copy)]
@@ -56,6 +57,7 @@ pub const TARGETS: &[&[Target]] = &[
     protocol::TARGETS,
     onboarding::TARGETS,
     enrolment::TARGETS,
+    seal::TARGETS,
     hypervisor::TARGETS,
     policy::TARGETS,
     pillar::TARGETS,

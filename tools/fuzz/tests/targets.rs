@@ -236,6 +236,16 @@ fn nothing_from_outside_brings_a_parser_down() {
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
+/// After the messages in `seeds/enrolment` were recorded anew.
+#[test]
+#[ignore = "writes seeds/enrolment/sealed-*"]
+fn seal_the_recordings() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/enrolment");
+    for (name, bytes) in fuzz::seal::recordings() {
+        std::fs::write(folder.join(name), bytes).unwrap();
+    }
+}
+
 #[test]
 fn names_are_unique_and_fit_on_a_command_line() {
     let mut names: Vec<&str> = fuzz::targets().map(|target| target.name).collect();

@@ -85,7 +85,7 @@ const ATTACKS: &[Attack] = &[
         3,
         IDENTITY,
         "a_cloned_disk_is_of_no_use_in_another_machine",
-        "cloned disk in another machine",
+        "cloned disk in another machine, also with software of the thief's own",
     ),
     attack(
         3,
@@ -109,13 +109,31 @@ const ATTACKS: &[Attack] = &[
         5,
         FLIGHTS,
         "a_sniffed_and_broken_bus_shows_no_secret_and_stops_nothing",
-        "bus sniffed, answers broken, TPM reset",
+        "bus sniffed; commands lost, answers lost, changed or replaced by an error",
+    ),
+    attack(
+        5,
+        FLIGHTS,
+        "a_tpm_that_is_reset_in_the_middle_proves_nothing_and_enrols_afterwards",
+        "TPM reset or without power, between the flights and before each command of them",
     ),
     attack(
         6,
         CONTROLLER,
         "policy::row_6_another_command_line_gets_no_config_and_no_secrets",
         "another system or command line booted",
+    ),
+    attack(
+        6,
+        CONTROLLER,
+        "policy::row_6_no_quote_at_all_is_no_way_around_the_policy",
+        "another system booted, which shows no quote at all",
+    ),
+    attack(
+        6,
+        CONTROLLER,
+        "policy::row_6_a_device_cannot_choose_the_policy_that_judges_it",
+        "another system booted, which says that it is another model",
     ),
     attack(
         7,
@@ -247,7 +265,13 @@ const ATTACKS: &[Attack] = &[
         13,
         FLIGHTS,
         "a_tpm_without_aes_cfb_holds_no_keys_and_its_machine_is_of_level_none",
-        "TPM without AES in CFB mode",
+        "TPM without AES in CFB mode: the keys",
+    ),
+    attack(
+        13,
+        AGENT,
+        "enrolment::row_13_a_tpm_without_aes_cfb_is_told_and_its_machine_is_of_level_none",
+        "TPM without AES in CFB mode: the agent, and what it tells",
     ),
     attack(
         13,
@@ -272,6 +296,12 @@ const ATTACKS: &[Attack] = &[
         CONTROLLER,
         "policy::row_15_firmware_is_learned_from_a_canary_and_accepted_by_a_person",
         "firmware update changes PCR values",
+    ),
+    attack(
+        15,
+        CONTROLLER,
+        "policy::row_15_only_a_boot_that_was_proven_is_learned_from",
+        "replayed quote of before offered as a canary",
     ),
     attack(
         16,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use imaging::disk;
 use imaging::gpt::{self, SectorSize, Table};
 use imaging::window::Window;
@@ -42,6 +42,39 @@ impl Disk {
             }
         }
         Ok(names)
+    }
+
+    /// Replaces a text in the UKIs by another of the same length; gives how often.
+    pub fn replace_in_boot_entries(&mut self, from: &str, to: &str) -> Result<usize> {
+        ensure!(
+            from.len() == to.len(),
+            "{from:?} and {to:?} differ in length"
+        );
+        let (start, len) = self.extent(disk::ESP)?;
+        let window = Window::new(&mut self.file, start, len);
+        let volume =
+            fatfs::FileSystem::new(window, fatfs::FsOptions::new()).context("opening the ESP")?;
+        let mut count = 0;
+        for entry in volume.root_dir().open_dir("EFI/Linux")?.iter() {
+            let entry = entry.context("listing EFI/Linux of the ESP")?;
+            if !entry.is_file() {
+                continue;
+            }
+            let (mut file, mut bytes) = (entry.to_file(), Vec::new());
+            file.read_to_end(&mut bytes).context("reading a UKI")?;
+            let places: Vec<usize> = bytes
+                .windows(from.len())
+                .enumerate()
+                .filter_map(|(at, window)| (window == from.as_bytes()).then_some(at))
+                .collect();
+            for at in &places {
+                file.seek(SeekFrom::Start(*at as u64))?;
+                file.write_all(to.as_bytes()).context("changing a UKI")?;
+            }
+            file.flush().context("changing a UKI")?;
+            count += places.len();
+        }
+        Ok(count)
     }
 
     /// Turns one bit in each 64 KiB of the first root slot's content.

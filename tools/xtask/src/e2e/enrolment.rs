@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::Spec;
+use testbed::{Clock, Spec};
 
-use super::Story;
+use super::{Story, judged};
 use crate::site::{Machine, Site, machine_id, manifest, sparse_copy};
 
 /// No rule of the site knows this maker.
-const STRANGER: &str = "Unlisted Machines";
+pub(super) const STRANGER: &str = "Unlisted Machines";
 const WAITS: &str = "waiting for approval: ";
 
 /// A stick without a secret; one box that a person lets in, one that is on a manifest.
@@ -76,16 +76,21 @@ pub fn zero_touch(story: &Story) -> Result<()> {
     })?;
     story.step("after a restart it is the same device, and has attested anew");
     story.answers(&mut pc, "zero", 8080, "hello from zero")?;
+    judged::play(story, &site, &mut pc, &device)?;
     story.delete_apps(&["zero"])?;
     pc.pc.cut_power();
 
-    on_manifest(story, &site, &installed)
+    // The second box of the model: nobody has to accept its firmware again.
+    on_manifest(story, &site, &installed)?;
+    judged::clear(&site)
 }
 
 /// A box on a manifest, whose TPM's maker is trusted: nobody has to do anything.
 fn on_manifest(story: &Story, site: &Site, installed: &Path) -> Result<()> {
     let maker = story.dir().join("tpm-maker");
     let mut pc = stranger(story, "SK-ZERO-2", Some(&maker))?;
+    // As after years on a shelf, with an empty battery.
+    pc.pc.spec_mut().clock = Clock::At("1970-01-01T00:00:00".to_owned());
     let machine = machine_id(&pc.pc.endorsement_certificate()?)?;
     let makers = testbed::maker_certificates(&maker)?;
     site.operator
@@ -117,7 +122,7 @@ fn on_manifest(story: &Story, site: &Site, installed: &Path) -> Result<()> {
         level == "silver",
         "its TPM's maker is trusted, and its level is {level}"
     );
-    story.step("the box on the manifest enrolled by itself, at level silver");
+    story.step("the box on the manifest, its clock at 1970, enrolled by itself at level silver");
     Ok(())
 }
 

@@ -76,6 +76,23 @@ spec:
     )
 }
 
+/// A policy for a maker's machines: they boot what this release key has signed, with firmware that was accepted.
+pub fn policy(name: &str, manufacturer: &str, release_key: &str) -> String {
+    format!(
+        "apiVersion: skerry.io/v1
+kind: AttestationPolicy
+metadata:
+  name: {name}
+spec:
+  machines:
+    manufacturer: {manufacturer}
+  references:
+    releaseKeys: [\"{release_key}\"]
+  requireSecureBoot: false
+"
+    )
+}
+
 /// A maker of TPMs whose certificates are trusted.
 pub fn tpm_maker(name: &str, certificates: &str) -> String {
     let indented: String = certificates

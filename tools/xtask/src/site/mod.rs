@@ -123,7 +123,8 @@ impl Site {
     }
 }
 
-fn path(path: &Path) -> Result<&str> {
+/// A path as an argument of a command line.
+pub fn path(path: &Path) -> Result<&str> {
     path.to_str()
         .with_context(|| format!("the path {} is not UTF-8", path.display()))
 }

@@ -19,7 +19,7 @@ use super::machines::Home;
 use crate::site::{Controller, Site};
 
 /// Requests on their way at the same time; fewer than the controller works on at once.
-const AT_ONCE: usize = 12;
+pub const AT_ONCE: usize = 12;
 
 pub struct Door {
     runtime: Runtime,
