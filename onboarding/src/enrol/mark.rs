@@ -117,7 +117,7 @@ enum Step {
     Lock,
 }
 
-/// Plans [`write`]: `there` is the index's attributes, size and contents.
+/// Plans [`write()`]: `there` is the index's attributes, size and contents.
 fn plan(
     there: Option<(NvAttributes, u16, Option<&[u8]>)>,
     wanted: &[u8],
