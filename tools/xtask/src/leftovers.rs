@@ -122,7 +122,9 @@ mod tests {
             .unwrap();
         // A program is known by its file's name; the folder stands in its command line, as that of a server's config.
         let program = place.path().join("swtpm");
-        std::fs::copy(sleep, &program).unwrap();
+        // A link, not a copy: one that was just written may still be open in a child that another test's thread has forked, and then it
+        // cannot be started (ETXTBSY, execve(2)).
+        std::os::unix::fs::symlink(sleep, &program).unwrap();
         let mut ours = Command::new(&program).arg("60").spawn().unwrap();
         let mut reader = Command::new("tail")
             .args(["-f", "--retry"])
