@@ -133,7 +133,13 @@ mod tests {
             .spawn()
             .unwrap();
         let ended = end_in(place.path());
-        let ours_ended = ours.try_wait().unwrap().is_some();
+        // A process has given its memory back, and its command line with it, a moment before it can be waited for.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let mut ours_ended = false;
+        while !ours_ended && std::time::Instant::now() < deadline {
+            ours_ended = ours.try_wait().unwrap().is_some();
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let reader_ended = reader.try_wait().unwrap().is_some();
         for child in [&mut ours, &mut reader] {
             let _ = child.kill();
