@@ -362,6 +362,12 @@ fn parts(data: &[u8]) {
         return;
     };
     assert_eq!(Parts::parse(&read.to_json()).unwrap(), read);
+    // Who makes or checks a stick adds the sizes up.
+    let total = read
+        .files
+        .values()
+        .try_fold(0u64, |sum, file| sum.checked_add(file.size));
+    assert!(total.is_some(), "sizes that overflow: {:?}", read.files);
     assert!(
         !read.uki_name().contains(['/', '\\', '\0']),
         "{}",

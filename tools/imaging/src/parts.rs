@@ -23,6 +23,10 @@ pub const PARTS_FILE: &str = "parts.json";
 /// `parts.json` is a few hundred bytes; more than this is something else.
 const MAX_PARTS_JSON: u64 = 64 * 1024;
 
+/// Every part travels as a file on FAT32, whose sizes have 32 bits (Microsoft, FAT32 File System Specification 1.03,
+/// `DIR_FileSize`). Sizes below this add up without overflow.
+const MAX_FILE: u64 = u32::MAX as u64;
+
 /// The files that make an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PartName {
@@ -202,6 +206,16 @@ pub enum PartsError {
     /// A file without bytes.
     #[error("it lists {0} as empty")]
     Empty(PartName),
+    /// A file that no stick can carry.
+    #[error(
+        "it lists {name} with {size} bytes, more than a file on the stick can have ({MAX_FILE})"
+    )]
+    TooLarge {
+        /// Which.
+        name: PartName,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// The hash tree cannot lie where it says.
     #[error("its verityOffset {offset} is not a multiple of 4096 inside root.img ({root} bytes)")]
     VerityOffset {
@@ -237,8 +251,10 @@ impl Parts {
             Ok::<_, PartsError>(file.size)
         };
         for name in PartName::ALL {
-            if size_of(name)? == 0 {
-                return Err(PartsError::Empty(name));
+            match size_of(name)? {
+                0 => return Err(PartsError::Empty(name)),
+                size if size > MAX_FILE => return Err(PartsError::TooLarge { name, size }),
+                _ => {}
             }
         }
         let root = size_of(PartName::Root)?;
@@ -458,6 +474,16 @@ mod tests {
             ),
             ("host.efi", "passwd", "unknown variant"),
             ("\"size\": 9001", "\"size\": 0", "as empty"),
+            (
+                "\"size\": 9001",
+                "\"size\": 18446744073709551615",
+                "more than a file on the stick can have",
+            ),
+            (
+                "\"size\": 9001",
+                "\"size\": 4294967296",
+                "more than a file on the stick can have",
+            ),
             ("debug", "test", "unknown variant"),
         ] {
             assert!(good.contains(from), "{from}");
