@@ -72,11 +72,9 @@ fn main() -> Result<()> {
 
 async fn open(options: &Options) -> Result<Controller> {
     let controller = setup::open(&options.data, &options.names, options.listen).await?;
-    if let Some(password) = &controller.password {
-        println!(
-            "user admin, password {password} (also in {})",
-            options.data.join("admin-password").display()
-        );
+    if let Some(file) = &controller.new_password {
+        // Not the password itself: what a service says ends up in a log.
+        println!("user admin is made; its password is in {}", file.display());
     }
     Ok(controller)
 }

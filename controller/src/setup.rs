@@ -72,8 +72,8 @@ pub struct Controller {
     pub store: Store,
     /// TLS configuration of the server.
     pub tls: Arc<rustls::ServerConfig>,
-    /// Password of the first user, if this start made it.
-    pub password: Option<String>,
+    /// Where the first user's password lies, if this start made the user.
+    pub new_password: Option<PathBuf>,
 }
 
 /// Makes what is missing in `directory` and takes up what is there. `names` may be left out once they have been given.
@@ -94,16 +94,17 @@ pub async fn open(
     let server = server_name(&directory.join("server"), names.first())?;
     let tls = pki.tls_config()?;
     let store = Store::open(&directory.join("controller.db")).await?;
-    let password = users::ensure_admin(&store).await?;
-    if let Some(password) = &password {
-        write_secret(&directory.join("admin-password"), &format!("{password}\n"))?;
-    }
+    let file = directory.join("admin-password");
+    let keep = |password: &str| -> Result<(), SetupError> {
+        Ok(write_secret(&file, &format!("{password}\n"))?)
+    };
+    let is_new = users::ensure_admin(&store, keep).await?;
     let fleet = Fleet::open(store.clone(), pki, Settings::new(server)).await?;
     Ok(Controller {
         fleet,
         store,
         tls,
-        password,
+        new_password: is_new.then_some(file),
     })
 }
 
@@ -144,6 +145,33 @@ mod tests {
         for text in ["", ":1", "x:0", "https://x", "[x]:1"] {
             assert!(text.parse::<Name>().is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_first_start_that_cannot_keep_the_password_makes_no_user_and_the_next_one_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["localhost:1".parse().unwrap()];
+        let listen: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let file = directory.path().join("admin-password");
+        // What no file can be written over, not even by root.
+        std::fs::create_dir_all(file.join("in the way")).unwrap();
+        let refused = open(directory.path(), &names, listen).await.err();
+        assert!(matches!(refused, Some(SetupError::Pki(_))), "{refused:?}");
+
+        std::fs::remove_dir_all(&file).unwrap();
+        let second = open(directory.path(), &names, listen).await.unwrap();
+        assert_eq!(second.new_password.as_ref(), Some(&file));
+        let password = std::fs::read_to_string(&file).unwrap();
+        let request = operator_api::TokenRequest {
+            user: users::ADMIN.to_owned(),
+            password: password.trim().to_owned(),
+        };
+        second.fleet.log_in(request).await.unwrap();
+        second.store.close().await;
+
+        let third = open(directory.path(), &names, listen).await.unwrap();
+        assert_eq!(third.new_password, None);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), password);
     }
 
     #[test]

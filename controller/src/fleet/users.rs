@@ -29,21 +29,29 @@ pub struct User {
     pub name: String,
 }
 
-/// Makes the first user if there is none, and gives its password.
+/// Makes the first user if there is none. Gives whether it did.
+///
+/// `keep` gets the password and has to make it outlive a power cut: only then is the user committed, since a user whose
+/// password nobody knows would lock the operator out for ever. A cut in between leaves a password that the next start
+/// replaces.
 ///
 /// # Errors
-/// If the store does not take it, or the random source fails.
-pub async fn ensure_admin(store: &Store) -> Result<Option<String>, StoreError> {
+/// If the store does not take it, the random source fails, or what `keep` gives.
+pub async fn ensure_admin<E: From<StoreError>>(
+    store: &Store,
+    keep: impl FnOnce(&str) -> Result<(), E>,
+) -> Result<bool, E> {
     let mut writer = store.write().await?;
     if users::password(&mut writer, ADMIN).await?.is_some() {
-        return Ok(None);
+        return Ok(false);
     }
     let failed = |_| damaged("making the first user", ADMIN, "the random source failed");
     let password = random_text(18).map_err(failed)?;
     let stored = hash(&password).map_err(failed)?;
     users::set_password(&mut writer, ADMIN, &stored).await?;
+    keep(&password)?;
     writer.commit().await?;
-    Ok(Some(password))
+    Ok(true)
 }
 
 fn random_text(bytes: usize) -> Result<String, ring::error::Unspecified> {

@@ -15,7 +15,6 @@ use crate::device::Device;
 /// A controller that serves; ended by [`Controller::stop`].
 struct Controller {
     port: u16,
-    password: Option<String>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -48,7 +47,6 @@ impl Controller {
         });
         Self {
             port: address.port(),
-            password: ready.password,
             stop,
             served,
         }
@@ -138,7 +136,8 @@ async fn the_real_controller_enrols_attests_configures_and_comes_back() {
     let pki =
         |name: &str| std::fs::read_to_string(directory.path().join("pki").join(name)).unwrap();
     let root = pki("root.pem");
-    let operator = Operator::log_in(port, &root, controller.password.as_deref().unwrap()).await;
+    let password = std::fs::read_to_string(directory.path().join("admin-password")).unwrap();
+    let operator = Operator::log_in(port, &root, password.trim()).await;
     let mut device =
         Device::with_bundle(port, &root, &pki("onboard.pem"), &pki("onboard.key.pem")).with_tpm();
     device.journal(
