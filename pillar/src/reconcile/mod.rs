@@ -101,6 +101,7 @@ async fn run(
     tasks.spawn(content::run(desired.clone(), store, contents_told));
     {
         let (paths, units) = (base.paths.clone(), base.units.clone());
+        let status = base.status.clone();
         let (mut allocated, contents) = (allocated.clone(), contents.clone());
         let freed = gone.clone();
         let sources = workload::Sources {
@@ -121,7 +122,7 @@ async fn run(
             };
             tokio::join!(
                 network::run(allocated.clone(), paths.clone(), units, networks_told),
-                volume::run(allocated.clone(), contents, paths, volumes_told),
+                volume::run(allocated.clone(), contents, paths, status, volumes_told),
                 workload::run(sources, context, freed),
             );
         });

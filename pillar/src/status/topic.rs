@@ -41,6 +41,8 @@ pub enum Topic {
     LogsCursor,
     /// No interface has an address.
     Uplink,
+    /// The folder of the apps' volumes cannot be read or tidied.
+    Volumes,
     /// A task of the agent ended, by its name.
     Task(&'static str),
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Topic {
             Self::Logs => "logs",
             Self::LogsCursor => "logs.cursor",
             Self::Uplink => "uplink",
+            Self::Volumes => "volumes",
             Self::Task(name) => return write!(out, "task.{name}"),
         })
     }

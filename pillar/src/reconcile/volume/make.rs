@@ -111,12 +111,13 @@ pub fn measure(path: &Path, format: DiskFormat) -> Result<Sizes, FileError> {
         DiskFormat::Raw => about.len(),
         DiskFormat::Qcow2 => {
             let mut header = [0u8; 32];
-            let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
-            match (read, header.split_last_chunk::<8>()) {
-                // The virtual size is a big-endian number at byte 24 (QEMU, docs/interop/qcow2.txt).
-                (Ok(()), Some((_, size))) => u64::from_be_bytes(*size),
-                _ => 0,
-            }
+            fs::File::open(path)
+                .and_then(|mut file| file.read_exact(&mut header))
+                .map_err(fail("reading the qcow2 header of", path))?;
+            // The virtual size is a big-endian number at byte 24 (QEMU, docs/interop/qcow2.txt).
+            header
+                .last_chunk::<8>()
+                .map_or(0, |size| u64::from_be_bytes(*size))
         }
     };
     Ok(Sizes {
