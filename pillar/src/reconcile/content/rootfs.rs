@@ -146,8 +146,7 @@ fn unpack_all(
     let root = work.join("root");
     files::make_dir(&root, 0o755)?;
     // Leave half of what is free for the EROFS image.
-    let mut limits = Limits::default();
-    limits.bytes = limits.bytes.min(free_bytes(work)? / 2);
+    let mut limits = Limits::within(free_bytes(work)? / 2);
     for (index, layer) in layers.iter().enumerate() {
         let path = store.blob(&layer.blob.digest);
         let file = File::open(&path).map_err(fail("opening", &path))?;

@@ -58,40 +58,76 @@ pub enum UnpackError {
         /// What the system said.
         source: io::Error,
     },
-    /// It grows too large.
-    #[error("the image unpacks to more than {0} bytes or files; it is refused")]
+    /// It grows larger than any image may.
+    #[error("the image unpacks to more than {0} bytes; it is refused")]
     TooLarge(u64),
+    /// It has more files than any image may.
+    #[error("the image unpacks to more than {0} files; it is refused")]
+    TooMany(u64),
+    /// It grows larger than this device's disk has room for.
+    #[error(
+        "the image unpacks to more than {0} bytes, half of what was free on the disk: the other half is for the file \
+         system made of it; delete apps, or use a larger disk"
+    )]
+    NoRoom(u64),
 }
 
 /// How much an image may still unpack to; shared by all its layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of file content.
+    /// Bytes of file content that are left.
     pub bytes: u64,
-    /// Files, directories, links.
+    /// Files, directories, links that are left.
     pub entries: u64,
+    /// What there was at the start, to be told.
+    most: (u64, u64),
+    /// The bytes are bounded by the disk's free room, and not by what any image may have.
+    by_disk: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            bytes: 64 << 30,
-            entries: 4_000_000,
-        }
+        Self::new(64 << 30, 4_000_000)
     }
 }
 
 impl Limits {
+    /// So many bytes of file content, and so many files, directories and links.
+    #[must_use]
+    pub const fn new(bytes: u64, entries: u64) -> Self {
+        Self {
+            bytes,
+            entries,
+            most: (bytes, entries),
+            by_disk: false,
+        }
+    }
+
+    /// The usual, or less if the disk has room for `room` bytes only.
+    #[must_use]
+    pub fn within(room: u64) -> Self {
+        let usual = Self::default();
+        if room < usual.bytes {
+            Self {
+                by_disk: true,
+                ..Self::new(room, usual.entries)
+            }
+        } else {
+            usual
+        }
+    }
+
     fn take(&mut self, bytes: u64) -> Result<(), UnpackError> {
-        let all = Self::default();
+        let (most_bytes, most_entries) = self.most;
         self.entries = self
             .entries
             .checked_sub(1)
-            .ok_or(UnpackError::TooLarge(all.entries))?;
-        self.bytes = self
-            .bytes
-            .checked_sub(bytes)
-            .ok_or(UnpackError::TooLarge(all.bytes))?;
+            .ok_or(UnpackError::TooMany(most_entries))?;
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(if self.by_disk {
+            UnpackError::NoRoom(most_bytes)
+        } else {
+            UnpackError::TooLarge(most_bytes)
+        })?;
         Ok(())
     }
 }

@@ -334,21 +334,19 @@ fn size_and_number_are_bounded() {
         .0
         .into_inner()
         .unwrap();
-    let mut limits = Limits {
-        bytes: 9,
-        entries: 9,
-    };
+    let mut limits = Limits::new(9, 9);
     let error = unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap_err();
-    assert!(matches!(error, UnpackError::TooLarge(_)));
-    let mut limits = Limits {
-        bytes: 99,
-        entries: 1,
-    };
-    assert!(unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).is_err());
-    let mut limits = Limits {
-        bytes: 10,
-        entries: 2,
-    };
+    assert!(matches!(error, UnpackError::TooLarge(9)), "{error}");
+    let mut limits = Limits::new(99, 1);
+    let error = unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap_err();
+    assert!(matches!(error, UnpackError::TooMany(1)), "{error}");
+    // The reason on a small disk is the disk.
+    let mut limits = Limits::within(9);
+    let error = unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap_err();
+    assert!(matches!(error, UnpackError::NoRoom(9)), "{error}");
+    let usual = Limits::default();
+    assert_eq!(Limits::within(u64::MAX).bytes, usual.bytes);
+    let mut limits = Limits::new(10, 2);
     unpack(&place.root, bytes.as_slice(), Packing::Tar, &mut limits).unwrap();
 }
 

@@ -80,10 +80,7 @@ pub(super) fn content_manifest_seeds() -> Vec<Vec<u8>> {
 }
 
 /// Bytes and entries that a layer may unpack to here.
-const LAYER_LIMITS: Limits = Limits {
-    bytes: 1 << 20,
-    entries: 64,
-};
+const LAYER_LIMITS: Limits = Limits::new(1 << 20, 64);
 
 pub(super) fn layer(data: &[u8]) {
     let Some((packing, bytes)) = data.split_first() else {
