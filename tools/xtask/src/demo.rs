@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> Result<()> {
         .lock()
         .read_line(&mut String::new())
         .context("waiting for Enter")?;
-    Ok(())
+    forget_waiting(&file)
 }
 
 /// From nothing to an enrolled box; gives its name.
@@ -217,6 +217,16 @@ fn waiting_file() -> PathBuf {
     Path::new(DIR).join("waiting.pid")
 }
 
+/// Takes the file away; a demo that ends and one that ends it may both do so.
+fn forget_waiting(file: &Path) -> Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn leave_running(site: Site, pc: Machine) {
     let Site {
         controller,
@@ -228,23 +238,50 @@ fn leave_running(site: Site, pc: Machine) {
     pc.pc.detach();
 }
 
+/// The live process that the file names, if it is a `program`: the number may be somebody else's by now, and a demo that was
+/// killed leaves its file.
+fn waiting(file: &Path, program: &str) -> Option<Pid> {
+    let pid = Pid::from_raw(std::fs::read_to_string(file).ok()?.trim().parse().ok()?);
+    let is_ours = std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|name| name.trim_end() == program);
+    (is_ours && pid != Pid::this()).then_some(pid)
+}
+
 /// Ends an earlier demo: the one that waits, and whatever runs in its folder. Says whether there was something.
 fn stop() -> Result<bool> {
     let file = waiting_file();
-    let waiting = std::fs::read_to_string(&file)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .map(Pid::from_raw);
+    let waiting = waiting(&file, "xtask");
     if let Some(pid) = waiting {
-        // The number may be somebody else's by now.
-        let is_ours = std::fs::read_to_string(format!("/proc/{pid}/comm"))
-            .is_ok_and(|name| name.trim_end() == "xtask");
-        if is_ours && pid != Pid::this() {
-            // It ends what it started, and itself.
-            let _ = kill(pid, Signal::SIGTERM);
-        }
-        std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        // It ends what it started, and itself.
+        let _ = kill(pid, Signal::SIGTERM);
     }
+    forget_waiting(&file)?;
     let left = leftovers::end(DIR)?;
     Ok(left || waiting.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_live_process_of_the_name_counts_as_a_waiting_demo() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("waiting.pid");
+        assert_eq!(waiting(&file, "sleep"), None);
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        std::fs::write(&file, pid.to_string()).unwrap();
+        let (found, other) = (waiting(&file, "sleep"), waiting(&file, "xtask"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found, other), (Some(pid), None));
+        assert_eq!(waiting(&file, "sleep"), None, "it has ended");
+        forget_waiting(&file).unwrap();
+        forget_waiting(&file).unwrap();
+        assert!(!file.exists());
+    }
 }
