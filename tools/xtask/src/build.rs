@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::progress::Step;
+
 /// Programs that run where no shared library is: initramfs, microVM, a monitor's jail.
 pub const STATIC: &[&str] = &["boot", "guest-init", "hypervisor"];
 
@@ -31,12 +33,15 @@ pub fn cargo() -> Command {
 /// Always the whole: cargo unites the features of what is built together, and another choice of packages would build their
 /// dependencies a second time.
 pub fn programs() -> Result<PathBuf> {
+    let step = Step::begin("our programs (the first time some minutes)");
     let status = cargo()
         .args(["build", "--release", "--quiet", "--workspace", "--bins"])
         .status()
         .context("starting cargo")?;
     if !status.success() {
+        step.failed(&status.to_string());
         bail!("building the workspace's programs failed ({status})");
     }
+    step.done();
     Ok(PathBuf::from("target/release"))
 }
