@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::cache;
-use crate::progress::Step;
+use crate::progress::{Step, minutes, say};
 use crate::reference;
 
 /// Tools that Debian 12 does not have, at fixed versions; built once into the user's cache.
@@ -23,6 +24,7 @@ const FUZZER: &str = "tools/fuzz/libfuzzer/Cargo.toml";
 
 /// Runs every check and reports each that fails, not only the first.
 pub fn run() -> Result<()> {
+    let start = Instant::now();
     let mut failed = Vec::new();
     let cargo = build::cargo;
     check(
@@ -110,9 +112,11 @@ pub fn run() -> Result<()> {
         "the book",
         Command::new(mdbook).args(["build", "docs"]),
     );
+    let took = minutes(start.elapsed());
     if !failed.is_empty() {
-        bail!("these checks failed: {}", failed.join(", "));
+        bail!("these checks failed: {} ({took})", failed.join(", "));
     }
+    say(&format!("all checks passed, {took}"));
     Ok(())
 }
 

@@ -15,6 +15,11 @@ pub fn say(line: &str) {
     eprintln!("{line}");
 }
 
+/// A time for people who wait for it, in minutes.
+pub fn minutes(took: Duration) -> String {
+    format!("{:.1} minutes", took.as_secs_f64() / 60.0)
+}
+
 /// A step of long work. Says what begins, shows a running clock on a terminal, and says how long it took.
 pub struct Step {
     name: String,

@@ -2,15 +2,17 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use crate::build;
 use crate::e2e;
-use crate::progress::say;
+use crate::progress::{minutes, say};
 
 /// Runs everything; gives how many passed and failed. Goes on after a failure, so that one run tells all.
 pub fn run() -> Result<bool> {
+    let start = Instant::now();
     say("== unit and component tests");
     build::programs()?;
     let (mut passed, mut failed) = cargo_test()?;
@@ -19,6 +21,7 @@ pub fn run() -> Result<bool> {
     passed += outcome.passed;
     failed += outcome.failed;
     println!("{passed} passed, {failed} failed");
+    say(&format!("tests took {}", minutes(start.elapsed())));
     Ok(failed == 0)
 }
 
