@@ -63,7 +63,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "boot",
-        about: "power-on to enrolled, and against a stock Debian",
+        about: "power-on to enrolled, against the demo's minimal Debian 12 to its login",
         run: boot::run,
     },
 ];
