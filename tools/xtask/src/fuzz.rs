@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::lint::tool;
-use crate::progress::say;
+use crate::progress::{Step, say};
 
 /// Where the crate with libFuzzer is.
 const CRATE: &str = "tools/fuzz/libfuzzer";
@@ -49,6 +49,7 @@ pub fn run(name: &str, seconds: u32) -> Result<bool> {
     let seeds = folder.join("seeds").join(name);
     ours(&["seeds", name, &seeds.to_string_lossy()])?;
     let (corpus, found) = (place("corpus")?, place("found")?);
+    lint(&folder.join("clippy"))?;
     let cargo_fuzz = std::path::absolute(tool(CARGO_FUZZ)?).context("finding cargo-fuzz")?;
     say(&format!(
         "fuzzing {name} for {seconds} s (the first build with coverage takes some minutes)"
@@ -73,6 +74,26 @@ pub fn run(name: &str, seconds: u32) -> Result<bool> {
         tell(name, &found);
     }
     Ok(status.success())
+}
+
+/// Checks the crate with libFuzzer, which `cargo xtask lint` cannot: its build needs the C++ compiler.
+fn lint(target: &Path) -> Result<()> {
+    let step = Step::begin("clippy over the fuzzer (the first time some minutes)");
+    let status = build::cargo()
+        .args(["clippy", "--quiet", "--release", "--locked"])
+        .arg("--manifest-path")
+        .arg(Path::new(CRATE).join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target)
+        .args(["--", "-D", "warnings"])
+        .status()
+        .context("starting cargo clippy")?;
+    if !status.success() {
+        step.failed(&status.to_string());
+        bail!("clippy complains about {CRATE} ({status})");
+    }
+    step.done();
+    Ok(())
 }
 
 /// Says what was found and how to see it again.
