@@ -35,7 +35,8 @@ impl Emulator {
             .spawn()
             .expect("swtpm runs (Debian package swtpm)");
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !directory.path().join("tpm").exists() {
+        // The file is there a moment before anybody listens.
+        while Tpm::connect_unix(&directory.path().join("tpm")).is_err() {
             assert!(Instant::now() < deadline, "swtpm opened no socket");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -92,7 +92,8 @@ impl Emulator {
             .spawn()
             .expect("swtpm runs (Debian package swtpm)");
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !socket.exists() {
+        // The file is there a moment before anybody listens.
+        while Socket::unix(&socket).is_err() {
             assert!(Instant::now() < deadline, "swtpm opened no socket");
             thread::sleep(Duration::from_millis(10));
         }

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::desired::{Content, ContentKind, Desired};
-use protocol::ids::{ContentId, DatastoreId};
 use crate::reconcile::ledger::Ledger;
+use protocol::ids::{ContentId, DatastoreId};
 
 const GOOD: VolumeId = VolumeId(Uuid::from_u128(2));
 const BAD: VolumeId = VolumeId(Uuid::from_u128(1));
