@@ -369,8 +369,11 @@ async fn row_10_a_certificate_that_expired_on_the_shelf() {
         state.registered = None;
     });
     let running = device.start();
-    site.until("it enrols again", |state| state.registered.clone())
-        .await;
+    let old = CertHash::of_der(&before.certificate);
+    site.until("it speaks under another certificate", |state| {
+        (*state.senders.last()? != old).then_some(())
+    })
+    .await;
     enrols_now(running).await;
     assert_ne!(grant(&device).certificate, before.certificate);
     assert_eq!(
