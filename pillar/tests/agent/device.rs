@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pillar::agent::{self, Options};
 use pillar::domain::desired::Desired;
@@ -129,10 +129,10 @@ impl Device {
             .spawn()
             .expect("swtpm is needed; install the package swtpm");
         let tpm = Tpm(child);
-        for _ in 0..500 {
-            if socket.exists() {
-                break;
-            }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The file is there a moment before anybody listens.
+        while onboarding::tpm::Tpm::connect_unix(&socket).is_err() {
+            assert!(Instant::now() < deadline, "swtpm opened no socket");
             std::thread::sleep(Duration::from_millis(10));
         }
         device.options.tpm = socket;

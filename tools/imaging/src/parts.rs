@@ -16,16 +16,13 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::digest::{Digest, DigestError, copy_hashed};
+use crate::fat::MAX_FILE;
 
 /// Name of the description in a directory of parts.
 pub const PARTS_FILE: &str = "parts.json";
 
 /// `parts.json` is a few hundred bytes; more than this is something else.
 const MAX_PARTS_JSON: u64 = 64 * 1024;
-
-/// Every part travels as a file on FAT32, whose sizes have 32 bits (Microsoft, FAT32 File System Specification 1.03,
-/// `DIR_FileSize`). Sizes below this add up without overflow.
-const MAX_FILE: u64 = u32::MAX as u64;
 
 /// The files that make an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -253,6 +250,7 @@ impl Parts {
         for name in PartName::ALL {
             match size_of(name)? {
                 0 => return Err(PartsError::Empty(name)),
+                // Every part travels as a file on FAT32. Sizes up to this also add up without overflow.
                 size if size > MAX_FILE => return Err(PartsError::TooLarge { name, size }),
                 _ => {}
             }

@@ -21,6 +21,9 @@ use encode::Geometry;
 
 pub use probe::label;
 
+/// Longest file, in bytes: sizes have 32 bits (Microsoft, FAT32 File System Specification 1.03, `DIR_FileSize`).
+pub const MAX_FILE: u64 = u32::MAX as u64;
+
 /// Width of a FAT entry. The number of clusters decides which one a volume has, so each kind has its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -224,7 +227,7 @@ impl Plan {
     }
 
     fn add(&mut self, path: &str, size: u64) -> Result<(), FatError> {
-        if size > u64::from(u32::MAX) {
+        if size > MAX_FILE {
             return Err(FatError::TooLong {
                 path: path.to_owned(),
                 size,
