@@ -227,7 +227,8 @@ fn waiting(story: &Story, site: &Site, words: &str) -> Result<String> {
     })
 }
 
-fn attestation(site: &Site, device: &str) -> Result<Value> {
+/// What the controller shows of a device's last quote.
+pub(super) fn attestation(site: &Site, device: &str) -> Result<Value> {
     Ok(site.operator.get("device", device)?["status"]["attestation"].clone())
 }
 

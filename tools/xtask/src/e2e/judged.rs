@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Story;
 use super::disk::Disk;
+use super::enrolment::{STRANGER, attestation};
 use crate::site::{Machine, Site, manifest, path};
 
 const POLICY: &str = "e2e-model";
@@ -33,7 +34,7 @@ pub fn play(story: &Story, site: &Site, pc: &mut Machine, device: &str) -> Resul
         .as_str()
         .context("the reference shows no release key")?;
     site.operator
-        .apply(&manifest::policy(POLICY, super::enrolment::STRANGER, key))?;
+        .apply(&manifest::policy(POLICY, STRANGER, key))?;
     let failed = refused(story, site, device)?;
     ensure!(
         failed
@@ -129,10 +130,6 @@ fn trusted(story: &Story, site: &Site, device: &str) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn attestation(site: &Site, device: &str) -> Result<Value> {
-    Ok(site.operator.get("device", device)?["status"]["attestation"].clone())
 }
 
 fn checks(attestation: &Value, outcome: &str) -> Vec<String> {

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use onboarding::enrol::MachineId;
 use onboarding::enrol::device::{self, Answering, Session};
+use onboarding::eventlog::{Algorithm, EventLog};
 use onboarding::keys::Identity;
 use onboarding::smbios;
 use onboarding::tpm::Tpm;
@@ -83,6 +84,17 @@ impl Machine {
         let endorsement = self.identity.endorsement();
         let endorsement = endorsement.context("a machine without an endorsement key")?;
         Ok(MachineId::of_endorsement(&endorsement.public))
+    }
+
+    /// Measures into the TPM what a boot with this log would have.
+    pub fn boot(&self, log: &EventLog) -> Result<()> {
+        let tpm = self.identity.tpm().context("a machine without a TPM")?;
+        for event in &log.events {
+            if let Some(digest) = event.digest(Algorithm::Sha256) {
+                tpm.pcr_extend(event.pcr, digest.try_into()?)?;
+            }
+        }
+        Ok(())
     }
 
     /// First flight.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 use onboarding::attest::device::make_evidence;
-use onboarding::eventlog::{self, Algorithm};
+use onboarding::eventlog;
 use onboarding::quote::{Conclusion, Evidence, Expected, verify};
 use protocol::paths;
 
@@ -126,12 +126,7 @@ fn make(story: &Story, wave: usize, log: &[u8]) -> Result<Vec<Machine>> {
     let machines = in_parallel(numbers, |number: usize| {
         let serial = format!("SK-CROWD-{wave}-{number}");
         let machine = Machine::make(&dir.join(&serial), &serial)?;
-        let tpm = machine.identity.tpm().context("a machine without a TPM")?;
-        for event in &events.events {
-            if let Some(digest) = event.digest(Algorithm::Sha256) {
-                tpm.pcr_extend(event.pcr, digest.try_into()?)?;
-            }
-        }
+        machine.boot(&events)?;
         Ok(machine)
     })?;
     story.step(format!(
@@ -186,13 +181,8 @@ fn in_parallel<T: Send, U: Send>(
 fn quotes(story: &Story) -> Result<Row> {
     let log = event_log()?;
     let machine = Machine::make(&story.dir().join("quoting"), "SK-QUOTE")?;
-    let tpm = machine.identity.tpm().context("a machine without a TPM")?;
-    let events = eventlog::parse(&log)?.events;
-    for event in &events {
-        if let Some(digest) = event.digest(Algorithm::Sha256) {
-            tpm.pcr_extend(event.pcr, digest.try_into()?)?;
-        }
-    }
+    let events = eventlog::parse(&log)?;
+    machine.boot(&events)?;
     let nonce = [7; 32];
     let evidence: Evidence =
         make_evidence(&machine.identity, &nonce, Some(&log))?.context("a machine without a TPM")?;
@@ -214,7 +204,7 @@ fn quotes(story: &Story) -> Result<Row> {
     let rate = f64::from(count) / start.elapsed().as_secs_f64();
     story.step(format!(
         "{count} quotes with {} events each verified",
-        events.len()
+        events.events.len()
     ));
     Ok(Row::at_least(
         "quote verifications a second, one core, with event log",
