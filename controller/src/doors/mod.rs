@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
@@ -19,7 +23,24 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All doors.
 pub fn router(fleet: Arc<Fleet>) -> Router {
-    device::router(fleet.clone()).merge(operator::router(fleet))
+    device::router(fleet.clone())
+        .merge(operator::router(fleet))
+        .layer(middleware::from_fn(to_the_end))
+}
+
+/// Carries a request that may change something to its end, also when its client goes away in the middle of it. Otherwise a change could
+/// be stored and never come into force: a device revoked on the disk and not in memory, since somebody pressed Ctrl-C.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request was not carried to its end");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 /// Why there is no body.

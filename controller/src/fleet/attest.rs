@@ -150,7 +150,7 @@ impl Fleet {
         let trust = self.trust().await?;
         let judging = (trust.clone(), asked.clone());
         // Nothing else waits for the writer while signature and log are gone through.
-        let (report, submission, age) = blocking(move || {
+        let (report, submission, packed, age) = blocking(move || {
             let (trust, asked) = judging;
             let mut report = quote::verify(
                 submission.evidence.as_ref(),
@@ -171,7 +171,8 @@ impl Fleet {
             let ruling = trust.rulings.judge(&mut report, model, &submission);
             let age = ruling
                 .map(|ruling| Duration::from_secs(60 * u64::from(ruling.policy.max_age_minutes)));
-            (report, submission, age)
+            let packed = submission.log().and_then(boots::PackedLog::of);
+            (report, submission, packed, age)
         })
         .await?;
         let age = age.unwrap_or(self.settings.attestation_age);
@@ -185,8 +186,7 @@ impl Fleet {
         let mut attestation = attestation(&report, level, now);
         let good = attestation.conclusion == AttestationConclusion::Trusted;
         let evidence = submission.evidence.as_ref();
-        let log = evidence.and_then(|evidence| evidence.event_log.as_deref());
-        attestation.differences = boots::differences(&mut writer, id, log).await?;
+        attestation.differences = boots::differences(&mut writer, id, submission.log()).await?;
         let token = match report.conclusion() {
             Conclusion::Trusted | Conclusion::Unproven => Some(Token {
                 bytes: verifier::integrity_token()?.to_vec(),
@@ -204,7 +204,7 @@ impl Fleet {
             attestation.clone(),
             report.boot,
             evidence.map_or(&[], |evidence| evidence.pcrs.as_slice()),
-            log,
+            packed,
             now,
         );
         store::boots::put(&mut writer, id, &seen, good).await?;

@@ -17,13 +17,13 @@ use super::{Fault, Fleet};
 use crate::store::boots::{self, Kept, Seen};
 use crate::store::{Connection, StoreError, objects};
 
-/// What is kept of a boot.
+/// What is kept of a boot; its log is packed already.
 pub(super) fn seen(
     occasion: BootOccasion,
     attestation: Attestation,
     boot: Option<BootFacts>,
     pcrs: &[(u32, [u8; 32])],
-    event_log: Option<&[u8]>,
+    event_log: Option<PackedLog>,
     now: Timestamp,
 ) -> Seen {
     Seen {
@@ -35,14 +35,21 @@ pub(super) fn seen(
             .iter()
             .map(|(number, value)| (number.to_string(), hex::encode(value)))
             .collect(),
-        event_log: event_log.and_then(pack),
+        event_log: event_log.map(|log| log.0),
     }
 }
 
-fn pack(log: &[u8]) -> Option<Vec<u8>> {
-    let mut packed = GzEncoder::new(Vec::new(), Compression::default());
-    packed.write_all(log).ok()?;
-    packed.finish().ok()
+/// An event log as it is kept.
+#[derive(Clone)]
+pub(super) struct PackedLog(Vec<u8>);
+
+impl PackedLog {
+    /// Packs a log. It takes a while, so nobody does it while others wait to write.
+    pub(super) fn of(log: &[u8]) -> Option<Self> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(log).ok()?;
+        packed.finish().ok().map(Self)
+    }
 }
 
 /// The event log of a boot that is kept.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use onboarding::enrol::verifier::{self, Delegation, Evidence, Judged, Proven};
+use onboarding::enrol::verifier::{self, Delegation, Proven};
 use onboarding::quote::{Check, Outcome};
 use operator_api::{
     AttestationLevel, BootOccasion, Device, DeviceSpec, DeviceStatus, Hardware, MachineFacts,
@@ -32,12 +32,13 @@ use protocol::keys::sha256;
 use super::admission::{self, Admitted, Applicant, Decision, Memory, Person};
 use super::answers::{busy, failed, hold, refusal, unproven};
 use super::attest::shown_verdicts;
+use super::boots::PackedLog;
 use super::enrol::free_name;
 use super::registry::Entry;
 use super::{Fleet, Refused};
 use crate::store::identities::{Counters, Proof};
 use crate::store::{
-    Connection, StoreError, Writer, boots, enrolments, identities, manifests, objects, waiting,
+    Connection, StoreError, boots, enrolments, identities, manifests, objects, waiting,
 };
 
 /// Most nonces that one machine uses up while their challenges last.
@@ -53,10 +54,14 @@ struct Asked {
     answer: AnswerKey,
 }
 
-/// An evidence that could be read, and what the verifier made of it.
-struct Tried {
-    evidence: Evidence,
-    judged: Judged,
+/// A machine that has proven its keys, before the decision about it.
+struct Case {
+    proven: Proven,
+    applicant: Applicant,
+    report: onboarding::quote::Report,
+    log: Option<PackedLog>,
+    /// SHA-256 of the evidence.
+    evidence: [u8; 32],
 }
 
 impl Fleet {
@@ -144,7 +149,7 @@ impl Fleet {
         drop(reader);
         let trust = self.trust().await?;
         let fleet = self.clone();
-        let tried = blocking(move || {
+        let case = blocking(move || {
             let authority = fleet.pki.owner().authority();
             let known = verifier::Known {
                 cookie_key: fleet.pki.owner().cookie(),
@@ -154,73 +159,74 @@ impl Fleet {
                 warn: &[],
             };
             let judged = verifier::verify(&evidence, &known);
-            Tried { evidence, judged }
+            match judged.proven {
+                Some(proven) => Ok(Case {
+                    applicant: applicant(&proven, level(judged.level)),
+                    report: judged.report,
+                    log: proven.event_log.as_deref().and_then(PackedLog::of),
+                    evidence: hash,
+                    proven,
+                }),
+                None => Err(unproven(&evidence, &judged)),
+            }
         })
         .await?;
-        let Tried { evidence, judged } = tried;
-        match judged.proven {
-            Some(proven) => {
-                let report = judged.report;
-                let level = level(judged.level);
-                self.settle(&proven, level, report, hash).await
-            }
-            None => Ok(unproven(&evidence, &judged)),
+        match case {
+            Ok(case) => self.settle(case).await,
+            Err(answer) => Ok(answer),
         }
     }
 
     /// Decides about a machine that has proven its keys, in one transaction with everything that follows.
-    async fn settle(
-        &self,
-        proven: &Proven,
-        level: AttestationLevel,
-        mut report: onboarding::quote::Report,
-        hash: [u8; 32],
-    ) -> Result<Answer, Refused> {
+    async fn settle(&self, mut case: Case) -> Result<Answer, Refused> {
         let now = Timestamp::now();
         let trust = self.trust().await?;
         let mut writer = self.store.write().await?;
-        if let Some(answer) = answered(&mut writer, &proven.nonce, &hash).await? {
+        let machine = case.proven.machine;
+        if let Some(answer) = answered(&mut writer, &case.proven.nonce, &case.evidence).await? {
             return Ok(answer);
         }
-        let used =
-            enrolments::of_machine(&mut writer, &proven.machine, NONCES_OF_A_MACHINE).await?;
+        let used = enrolments::of_machine(&mut writer, &machine, NONCES_OF_A_MACHINE).await?;
         if used >= NONCES_OF_A_MACHINE {
             return Ok(busy());
         }
-        let applicant = applicant(proven, level);
-        let seen = waiting::get(&mut writer, &proven.machine).await?;
+        let seen = waiting::get(&mut writer, &machine).await?;
         let memory = Memory {
             rules: &trust.rules,
             now,
-            ..remember(&mut writer, &applicant, seen.as_ref()).await?
+            ..remember(&mut writer, &case.applicant, seen.as_ref()).await?
         };
-        let decided = admission::decide(&applicant, &memory);
+        let decided = admission::decide(&case.applicant, &memory);
+        let report = &mut case.report;
         report.verdicts.push(onboarding::quote::Verdict {
             check: Check::NonceUnused,
             outcome: Outcome::Pass,
         });
         report.verdicts.extend(decided.verdicts.clone());
         for failed in report.failures() {
-            tracing::warn!(machine = %proven.machine, verdict = %failed, "enrolment");
+            tracing::warn!(%machine, verdict = %failed, "enrolment");
         }
+        let Case {
+            proven,
+            applicant,
+            report,
+            ..
+        } = &case;
+        let level = applicant.level;
         let mut admitted = None;
         let answer = match &decided.decision {
             Decision::Again(device) => {
-                let answer = self
-                    .admit(&mut writer, *device, proven, &applicant, &report, now)
-                    .await?;
+                let answer = self.admit(&mut writer, *device, &case, now).await?;
                 admitted = Some((*device, answer.1, WatchEventType::Modified));
                 answer.0
             }
             Decision::Admit(how) => {
-                let device = insert(&mut writer, how, &applicant, now).await?;
+                let device = insert(&mut writer, how, applicant, now).await?;
                 if let Some((manifest, line)) = how.line {
                     manifests::claim(&mut writer, manifest, line, device).await?;
                 }
-                let answer = self
-                    .admit(&mut writer, device, proven, &applicant, &report, now)
-                    .await?;
-                tracing::info!(%device, machine = %proven.machine, %level, by = how.by, "a machine enrolled");
+                let answer = self.admit(&mut writer, device, &case, now).await?;
+                tracing::info!(%device, %machine, %level, by = how.by, "a machine enrolled");
                 admitted = Some((device, answer.1, WatchEventType::Added));
                 answer.0
             }
@@ -232,7 +238,7 @@ impl Fleet {
                 });
                 let answer = hold(
                     &decided.decision,
-                    &proven.machine,
+                    &machine,
                     reason,
                     self.settings.waiting_retry,
                 );
@@ -244,31 +250,31 @@ impl Fleet {
                     return Ok(busy());
                 }
                 for device in &decided.alarms {
-                    alarm(&mut writer, *device, &applicant, now).await?;
+                    alarm(&mut writer, *device, applicant, now).await?;
                 }
                 let status = self
-                    .placard(&mut writer, &applicant, reason, &decided.alarms, &report)
+                    .placard(&mut writer, applicant, reason, &decided.alarms, report)
                     .await?;
-                waiting::put(&mut writer, &proven.machine, &status, now.as_millisecond()).await?;
+                waiting::put(&mut writer, &machine, &status, now.as_millisecond()).await?;
                 answer
             }
             // Nothing changes, so nothing is written: whoever was turned away may ask as often as it likes.
             Decision::Deny { reason } => {
-                tracing::info!(machine = %proven.machine, reason, "a machine was turned away");
+                tracing::info!(%machine, reason, "a machine was turned away");
                 return Ok(refusal(Reason::Denied, reason.clone()));
             }
         };
         let entry = enrolments::Use {
             nonce: &proven.nonce,
-            machine: &proven.machine,
-            evidence: &hash,
+            machine: &machine,
+            evidence: &case.evidence,
             transcript: proven.transcript.bytes(),
             answer: &answer.encode_to_vec(),
             // The challenge may have been made just now; twice its life is after its end in any case.
             deadline: now.as_millisecond() + 2 * millis(self.settings.challenge_lifetime),
         };
         enrolments::strike_out(&mut writer, entry, now.as_millisecond()).await?;
-        writer.commit().await?;
+        writer.commit_together().await?;
         if let Some((device, certificate, news)) = admitted {
             self.enter(device, &certificate, now)?;
             self.tell_device(device, news).await;
@@ -326,13 +332,18 @@ impl Fleet {
     /// Writes the identity of a device, and gives the answer with its certificate.
     async fn admit(
         &self,
-        writer: &mut Writer,
+        writer: &mut Connection,
         device: DeviceId,
-        proven: &Proven,
-        applicant: &Applicant,
-        report: &onboarding::quote::Report,
+        case: &Case,
         now: Timestamp,
     ) -> Result<(Answer, Certified), Refused> {
+        let Case {
+            proven,
+            applicant,
+            report,
+            log,
+            ..
+        } = case;
         let internal = |error: String| Refused::Internal(error);
         let certificate = self
             .pki
@@ -359,7 +370,7 @@ impl Fleet {
             super::attest::attestation(report, applicant.level, now),
             report.boot,
             &proven.pcrs,
-            proven.event_log.as_deref(),
+            log.clone(),
             now,
         );
         // What policy says to it is asked at the attestation; until then it is nothing to measure others by.

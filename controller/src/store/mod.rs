@@ -1,8 +1,8 @@
 //! What must survive the controller: objects, identities, reports, logs, users. SQLite, by sqlx.
 //!
-//! One connection writes, so that transactions stand in a queue of ours and not before SQLite's lock; several read. The journal is a
-//! write-ahead log and every commit is synced (`synchronous=FULL`), so that what was acknowledged is there after a power cut.
-//! Figures that a device sends again a minute later go through [`Store::write_soon`], which leaves the sync out.
+//! One connection writes, so that transactions stand in a queue of ours and not before SQLite's lock (see [`writer`]); several read.
+//! The journal is a write-ahead log and every commit is synced (`synchronous=FULL`), so that what was acknowledged is there after a
+//! power cut. Figures that a device sends again a minute later go through [`Store::write_soon`], which leaves the sync out.
 //!
 //! The modules hold functions over a connection; [`Store::read`] gives one to read with, [`Store::write`] a transaction. Statements
 //! keep to what PostgreSQL takes too (`$1`, `ON CONFLICT`, `RETURNING`), and [`Connection`] is the only type that says SQLite.
@@ -16,6 +16,7 @@ pub mod objects;
 pub mod reports;
 pub mod users;
 pub mod waiting;
+mod writer;
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
@@ -30,8 +31,11 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection as _, Sqlite, SqlitePool, Transaction};
 use thiserror::Error;
+
+use self::writer::Turns;
+pub use self::writer::Writer;
 
 /// A connection to the database, inside a transaction or not.
 pub type Connection = sqlx::SqliteConnection;
@@ -79,6 +83,20 @@ pub enum StoreError {
         action: &'static str,
         /// Why not.
         source: sqlx::Error,
+    },
+    /// It was not this connection's turn in time.
+    #[error("{action}: others write for too long; try again")]
+    Busy {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// A transaction that was to be committed together with others was not.
+    #[error(
+        "committing together with other transactions: {reason}; nothing was written, try again"
+    )]
+    NotTogether {
+        /// What the database said.
+        reason: String,
     },
     /// A row does not hold what it should.
     #[error("{action}: the row of {what} is damaged: {reason}")]
@@ -130,7 +148,7 @@ pub(crate) fn damaged(
 #[derive(Clone)]
 pub struct Store {
     readers: SqlitePool,
-    writer: SqlitePool,
+    turns: Turns,
     lazy_writer: SqlitePool,
 }
 
@@ -158,9 +176,10 @@ impl Store {
                 .acquire_timeout(PATIENCE)
                 .connect_with(options.clone().synchronous(synchronous))
         };
-        let writer = pool(1, SqliteSynchronous::Full).await.map_err(open_error)?;
+        let full = options.clone().synchronous(SqliteSynchronous::Full);
+        let mut writer = Connection::connect_with(&full).await.map_err(open_error)?;
         sqlx::migrate!("./migrations/sqlite")
-            .run(&writer)
+            .run(&mut writer)
             .await
             .map_err(|source| StoreError::Migrate {
                 path: path.to_owned(),
@@ -174,7 +193,7 @@ impl Store {
             .map_err(open_error)?;
         Ok(Self {
             readers,
-            writer,
+            turns: Turns::new(writer),
             lazy_writer,
         })
     }
@@ -192,26 +211,21 @@ impl Store {
         ))
     }
 
-    /// A transaction. It is rolled back unless [`Writer::commit`] is called.
+    /// A transaction. It is rolled back unless [`Writer::commit`] or [`Writer::commit_together`] is called.
     ///
     /// # Errors
-    /// [`StoreError::Database`] if the connection did not become free in time.
+    /// [`StoreError::Busy`] if its turn did not come in time, [`StoreError::Database`].
     pub async fn write(&self) -> Result<Writer, StoreError> {
-        // IMMEDIATE takes the write lock at once; a deferred one could fail at its first write, after having read.
-        Ok(Writer(
-            self.writer
-                .begin_with("BEGIN IMMEDIATE")
-                .await
-                .tried("beginning a transaction")?,
-        ))
+        self.turns.take().await
     }
 
     /// A transaction whose commit a power cut may undo, though a crash of the controller does not.
     ///
     /// # Errors
-    /// As [`Store::write`].
-    pub async fn write_soon(&self) -> Result<Writer, StoreError> {
-        Ok(Writer(
+    /// [`StoreError::Database`] if the connection did not become free in time.
+    pub async fn write_soon(&self) -> Result<LazyWriter, StoreError> {
+        // IMMEDIATE takes the write lock at once; a deferred one could fail at its first write, after having read.
+        Ok(LazyWriter(
             self.lazy_writer
                 .begin_with("BEGIN IMMEDIATE")
                 .await
@@ -219,11 +233,11 @@ impl Store {
         ))
     }
 
-    /// Closes all connections, after those in use are given back.
+    /// Ends what is under way and closes all connections, after those in use are given back.
     pub async fn close(&self) {
         self.readers.close().await;
         self.lazy_writer.close().await;
-        self.writer.close().await;
+        self.turns.end().await;
     }
 }
 
@@ -243,11 +257,11 @@ impl DerefMut for Reader {
     }
 }
 
-/// A transaction.
-pub struct Writer(Transaction<'static, Sqlite>);
+/// A transaction whose commit is not synced.
+pub struct LazyWriter(Transaction<'static, Sqlite>);
 
-impl Writer {
-    /// Makes everything in it last. When this returns, it is on the disk.
+impl LazyWriter {
+    /// Makes everything in it last, a power cut aside.
     ///
     /// # Errors
     /// [`StoreError::Full`], [`StoreError::Database`]; nothing was written then.
@@ -256,14 +270,14 @@ impl Writer {
     }
 }
 
-impl Deref for Writer {
+impl Deref for LazyWriter {
     type Target = Connection;
     fn deref(&self) -> &Connection {
         &self.0
     }
 }
 
-impl DerefMut for Writer {
+impl DerefMut for LazyWriter {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.0
     }

@@ -1,5 +1,7 @@
 //! What operators may do, and how they are told what they may not.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use operator_api::{API_PREFIX, App, Device as Object, ImageBundle, PROBLEM_JSON, Problem};
 use reqwest::{Method, Response, StatusCode};
@@ -327,4 +329,26 @@ async fn the_api_describes_itself() {
         .unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     assert!(document["paths"][format!("{API_PREFIX}/apps/{{name}}")]["put"].is_object());
+}
+
+#[tokio::test]
+async fn a_change_goes_through_though_its_client_goes_away() {
+    let site = Site::start().await;
+    let held = site.hold_writes().await;
+    let request = site
+        .http
+        .put(site.url(&format!("{API_PREFIX}/datastores/demo")))
+        .bearer_auth(&site.token)
+        .json(&datastore());
+    // The client gives up while the change waits for its turn; its connection ends with it.
+    tokio::time::timeout(Duration::from_millis(500), request.send())
+        .await
+        .unwrap_err();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(held);
+    site.eventually("the datastore", async |site| {
+        let found = site.ask(Method::GET, "datastores/demo", None).await;
+        found.status().is_success().then_some(())
+    })
+    .await;
 }

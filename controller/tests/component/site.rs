@@ -129,6 +129,11 @@ impl Site {
             .unwrap()
     }
 
+    /// Holds up whoever wants to write, until it is dropped.
+    pub async fn hold_writes(&self) -> controller::store::Writer {
+        self.controller.store.write().await.unwrap()
+    }
+
     /// Does to the store what no request can.
     pub async fn sql(&self, statement: &str) {
         let mut writer = self.controller.store.write().await.unwrap();

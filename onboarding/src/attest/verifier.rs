@@ -87,6 +87,14 @@ pub struct Submission {
     pub versions: Versions,
 }
 
+impl Submission {
+    /// The event log that came with it.
+    #[must_use]
+    pub fn log(&self) -> Option<&[u8]> {
+        self.evidence.as_ref()?.event_log.as_deref()
+    }
+}
+
 /// Reads a request, bounded in every part.
 ///
 /// # Errors
