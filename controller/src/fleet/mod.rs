@@ -58,7 +58,7 @@ use tokio::sync::{Semaphore, broadcast};
 use uuid::Uuid;
 
 use crate::pki::Pki;
-use crate::store::{self, Store, StoreError, identities};
+use crate::store::{self, Store, StoreError, enrolments, identities};
 pub use error::{Fault, Refused};
 use events::Events;
 use links::Links;
@@ -66,6 +66,8 @@ use registry::{Entry, Registry};
 
 /// How often the owner's keys are looked after.
 const OWNER_EVERY: Duration = Duration::from_secs(60);
+/// How often is forgotten what is over.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -338,12 +340,20 @@ impl Fleet {
         written
     }
 
-    /// What goes on beside requests, for ever: flushing, telling watchers who went offline, ending consoles that nobody took up.
+    /// Forgets what is over: nonces of enrolments whose challenges have run out.
+    async fn forget(&self) -> Result<(), StoreError> {
+        let mut writer = self.store.write_soon().await?;
+        enrolments::forget(&mut writer, Timestamp::now().as_millisecond()).await?;
+        writer.commit().await
+    }
+
+    /// What goes on beside requests, for ever: flushing, forgetting, telling watchers who went offline, ending consoles that nobody
+    /// took up.
     pub async fn tend(&self) {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut flushed = tokio::time::Instant::now();
-        let mut owner_seen = flushed;
+        let (mut owner_seen, mut forgotten) = (flushed, flushed);
         loop {
             second.tick().await;
             self.links.drop_stale();
@@ -351,6 +361,12 @@ impl Fleet {
                 owner_seen = tokio::time::Instant::now();
                 if let Err(error) = self.pki.owner().refresh(Timestamp::now()) {
                     tracing::error!(%error, "looking after the owner's keys");
+                }
+            }
+            if forgotten.elapsed() >= FORGET_EVERY {
+                forgotten = tokio::time::Instant::now();
+                if let Err(error) = self.forget().await {
+                    tracing::error!(%error, "forgetting what is over");
                 }
             }
             self.tell_presence().await;

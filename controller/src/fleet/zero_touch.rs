@@ -35,6 +35,7 @@ use super::attest::shown_verdicts;
 use super::boots::PackedLog;
 use super::enrol::free_name;
 use super::registry::Entry;
+use super::trust::Trust;
 use super::{Fleet, Refused};
 use crate::store::identities::{Counters, Proof};
 use crate::store::{
@@ -52,6 +53,21 @@ const QUIET: Duration = Duration::from_secs(5);
 struct Asked {
     message: Vec<u8>,
     answer: AnswerKey,
+}
+
+/// What came of an evidence.
+enum Tried {
+    /// It proves the machine's keys.
+    Proven(Box<Case>),
+    /// It does not, this time.
+    Unproven {
+        nonce: [u8; 32],
+        /// SHA-256 of the evidence.
+        hash: [u8; 32],
+        answer: Answer,
+    },
+    /// There is nothing to look at.
+    Over(Answer),
 }
 
 /// A machine that has proven its keys, before the decision about it.
@@ -89,13 +105,34 @@ impl Fleet {
     /// [`Refused`] if the request cannot be opened, or the store does not answer; everything else is an answer.
     pub async fn enrol_evidence(self: &Arc<Self>, body: Bytes) -> Result<Vec<u8>, Refused> {
         let _door = self.enrol_door()?;
+        let permit = self.enrol_work.try_acquire();
+        let may_work = permit.is_ok();
+        let trust = self.trust().await?;
         let fleet = self.clone();
-        let asked = blocking(move || fleet.open_sealed(Flight::Evidence, &body)).await??;
-        let Ok(_permit) = self.enrol_work.try_acquire() else {
-            return asked.seal(&busy());
+        // Opened and checked in one go: each change of threads costs a good part of what it carries over.
+        let (asked, tried) = blocking(move || {
+            let asked = fleet.open_sealed(Flight::Evidence, &body)?;
+            let tried = match may_work {
+                true => fleet.try_evidence(&asked.message, &trust),
+                false => Tried::Over(busy()),
+            };
+            Ok::<_, Refused>((asked, tried))
+        })
+        .await??;
+        let answer = match tried {
+            Tried::Proven(case) => self.settle(*case).await?,
+            Tried::Unproven {
+                nonce,
+                hash,
+                answer,
+            } => {
+                // It may have been good when it came first, and its challenge run out since.
+                let mut reader = self.store.read().await?;
+                let before = answered(&mut reader, &nonce, &hash).await?;
+                before.unwrap_or(answer)
+            }
+            Tried::Over(answer) => answer,
         };
-        let hash = sha256(&asked.message);
-        let answer = self.judge_evidence(&asked.message, hash).await?;
         asked.seal(&answer)
     }
 
@@ -132,48 +169,35 @@ impl Fleet {
         }
     }
 
-    async fn judge_evidence(
-        self: &Arc<Self>,
-        message: &[u8],
-        hash: [u8; 32],
-    ) -> Result<Answer, Refused> {
+    /// Reads an evidence and checks it; no store is asked.
+    fn try_evidence(&self, message: &[u8], trust: &Trust) -> Tried {
+        let hash = sha256(message);
         let evidence = match verifier::read_evidence(message) {
             Ok(evidence) => evidence,
-            Err(error) => return Ok(failed(&error)),
+            Err(error) => return Tried::Over(failed(&error)),
         };
-        // Looked at before the work of checking, and again in the transaction that counts.
-        let mut reader = self.store.read().await?;
-        if let Some(answer) = answered(&mut reader, evidence.nonce(), &hash).await? {
-            return Ok(answer);
-        }
-        drop(reader);
-        let trust = self.trust().await?;
-        let fleet = self.clone();
-        let case = blocking(move || {
-            let authority = fleet.pki.owner().authority();
-            let known = verifier::Known {
-                cookie_key: fleet.pki.owner().cookie(),
-                delegate: &authority.delegate,
-                now_ms: Timestamp::now().as_millisecond(),
-                makers: &trust.makers,
-                warn: &[],
-            };
-            let judged = verifier::verify(&evidence, &known);
-            match judged.proven {
-                Some(proven) => Ok(Case {
-                    applicant: applicant(&proven, level(judged.level)),
-                    report: judged.report,
-                    log: proven.event_log.as_deref().and_then(PackedLog::of),
-                    evidence: hash,
-                    proven,
-                }),
-                None => Err(unproven(&evidence, &judged)),
-            }
-        })
-        .await?;
-        match case {
-            Ok(case) => self.settle(case).await,
-            Err(answer) => Ok(answer),
+        let authority = self.pki.owner().authority();
+        let known = verifier::Known {
+            cookie_key: self.pki.owner().cookie(),
+            delegate: &authority.delegate,
+            now_ms: Timestamp::now().as_millisecond(),
+            makers: &trust.makers,
+            warn: &[],
+        };
+        let judged = verifier::verify(&evidence, &known);
+        match judged.proven {
+            Some(proven) => Tried::Proven(Box::new(Case {
+                applicant: applicant(&proven, level(judged.level)),
+                report: judged.report,
+                log: proven.event_log.as_deref().and_then(PackedLog::of),
+                evidence: hash,
+                proven,
+            })),
+            None => Tried::Unproven {
+                nonce: *evidence.nonce(),
+                hash,
+                answer: unproven(&evidence, &judged),
+            },
         }
     }
 
@@ -186,7 +210,13 @@ impl Fleet {
         if let Some(answer) = answered(&mut writer, &case.proven.nonce, &case.evidence).await? {
             return Ok(answer);
         }
-        let used = enrolments::of_machine(&mut writer, &machine, NONCES_OF_A_MACHINE).await?;
+        let used = enrolments::of_machine(
+            &mut writer,
+            &machine,
+            now.as_millisecond(),
+            NONCES_OF_A_MACHINE,
+        )
+        .await?;
         if used >= NONCES_OF_A_MACHINE {
             return Ok(busy());
         }
@@ -264,6 +294,9 @@ impl Fleet {
                 return Ok(refusal(Reason::Denied, reason.clone()));
             }
         };
+        if admitted.is_some() && seen.is_some() {
+            waiting::remove(&mut writer, &machine).await?;
+        }
         let entry = enrolments::Use {
             nonce: &proven.nonce,
             machine: &machine,
@@ -273,7 +306,7 @@ impl Fleet {
             // The challenge may have been made just now; twice its life is after its end in any case.
             deadline: now.as_millisecond() + 2 * millis(self.settings.challenge_lifetime),
         };
-        enrolments::strike_out(&mut writer, entry, now.as_millisecond()).await?;
+        enrolments::strike_out(&mut writer, entry).await?;
         writer.commit_together().await?;
         if let Some((device, certificate, news)) = admitted {
             self.enter(device, &certificate, now)?;
@@ -364,7 +397,6 @@ impl Fleet {
             },
         )
         .await?;
-        waiting::remove(writer, &proven.machine).await?;
         let seen = super::boots::seen(
             BootOccasion::Enrolment,
             super::attest::attestation(report, applicant.level, now),

@@ -86,6 +86,7 @@ pub async fn put(
     .bind(word(seen.occasion))
     .find(connection, ACTION)
     .await?;
+    let first = last.is_none();
     if let Some(last) = last {
         let number = |column: &str| last.try_get::<Option<i64>, _>(column).tried(ACTION);
         let counts = number("reset_count")?.zip(number("restart_count")?);
@@ -122,6 +123,10 @@ pub async fn put(
     .bind(log)
     .write(connection, ACTION)
     .await?;
+    if first {
+        // Most devices that enrol are new, and there is nothing to bound yet.
+        return Ok(());
+    }
     sqlx::query(
         "DELETE FROM boots WHERE device = $1 AND seq NOT IN (SELECT seq FROM boots WHERE device = $1 ORDER BY seq DESC LIMIT $2) \
          AND seq <> COALESCE((SELECT MAX(seq) FROM boots WHERE device = $1 AND good = 1), -1)",

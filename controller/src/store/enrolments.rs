@@ -55,16 +55,17 @@ pub async fn used(
     .transpose()
 }
 
-/// Uses a nonce up, and removes those whose challenges have run out at `now`. It fails if the nonce was used before.
-pub async fn strike_out(
-    connection: &mut Connection,
-    entry: Use<'_>,
-    now: i64,
-) -> Result<(), StoreError> {
+/// Removes the nonces whose challenges have run out at `now`.
+pub async fn forget(connection: &mut Connection, now: i64) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM enrolments WHERE deadline < $1")
         .bind(now)
         .write(connection, "removing old nonces")
-        .await?;
+        .await
+        .map(drop)
+}
+
+/// Uses a nonce up. It fails if the nonce was used before.
+pub async fn strike_out(connection: &mut Connection, entry: Use<'_>) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO enrolments (nonce, machine, evidence, transcript, answer, deadline) VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -79,16 +80,18 @@ pub async fn strike_out(
     .map(drop)
 }
 
-/// How many nonces a machine has used whose challenges have not run out; counted up to `limit`.
+/// How many nonces a machine has used whose challenges have not run out at `now`; counted up to `limit`.
 pub async fn of_machine(
     connection: &mut Connection,
     machine: &MachineId,
+    now: i64,
     limit: i64,
 ) -> Result<i64, StoreError> {
     sqlx::query_scalar(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM enrolments WHERE machine = $1 LIMIT $2) AS some",
+        "SELECT COUNT(*) FROM (SELECT 1 FROM enrolments WHERE machine = $1 AND deadline >= $2 LIMIT $3) AS some",
     )
     .bind(machine.bytes().as_slice())
+    .bind(now)
     .bind(limit)
     .fetch_one(connection)
     .await
@@ -121,23 +124,17 @@ mod tests {
             answer: b"answer",
             deadline,
         };
-        strike_out(&mut writer, entry(&[1; 32], 10), 0)
-            .await
-            .unwrap();
+        strike_out(&mut writer, entry(&[1; 32], 10)).await.unwrap();
         let found = used(&mut writer, &[1; 32]).await.unwrap().unwrap();
         assert_eq!(
             (found.evidence.as_slice(), found.answer.as_slice()),
             ([2; 32].as_slice(), b"answer".as_slice())
         );
-        assert!(
-            strike_out(&mut writer, entry(&[1; 32], 10), 5)
-                .await
-                .is_err()
-        );
-        assert_eq!(of_machine(&mut writer, &machine, 8).await.unwrap(), 1);
-        strike_out(&mut writer, entry(&[4; 32], 20), 11)
-            .await
-            .unwrap();
+        assert!(strike_out(&mut writer, entry(&[1; 32], 10)).await.is_err());
+        assert_eq!(of_machine(&mut writer, &machine, 5, 8).await.unwrap(), 1);
+        assert_eq!(of_machine(&mut writer, &machine, 11, 8).await.unwrap(), 0);
+        strike_out(&mut writer, entry(&[4; 32], 20)).await.unwrap();
+        forget(&mut writer, 11).await.unwrap();
         assert_eq!(used(&mut writer, &[1; 32]).await.unwrap(), None);
         assert_eq!(count(&mut writer).await.unwrap(), 1);
     }

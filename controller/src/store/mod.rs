@@ -46,6 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const READERS: u32 = 4;
 /// SQLite's page cache a connection, in KiB; negative is SQLite's way to say so (PRAGMA cache_size).
 const CACHE_KIB: &str = "-2048";
+/// Pages of 4 KiB in the write-ahead log after which a commit also writes them into the database, four times SQLite's usual number: many
+/// are written again and again, and it syncs twice (PRAGMA wal_autocheckpoint).
+const CHECKPOINT_PAGES: &str = "4000";
 /// SQLITE_FULL, "insertion failed because database is full" (SQLite, Result and Error Codes).
 const SQLITE_FULL: &str = "13";
 
@@ -176,7 +179,10 @@ impl Store {
                 .acquire_timeout(PATIENCE)
                 .connect_with(options.clone().synchronous(synchronous))
         };
-        let full = options.clone().synchronous(SqliteSynchronous::Full);
+        let full = options
+            .clone()
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let mut writer = Connection::connect_with(&full).await.map_err(open_error)?;
         sqlx::migrate!("./migrations/sqlite")
             .run(&mut writer)

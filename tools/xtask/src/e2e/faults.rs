@@ -117,7 +117,12 @@ pub fn bad_content(story: &Story) -> Result<()> {
 
     yard.site_mut().registry.resume()?;
     story.step("the registry is back");
-    story.answers(&mut pc, "late", 8082, "Debian")?;
+    // That the guest then boots and answers is what other tests wait for.
+    story.until("the late app runs", || {
+        let status = story.app("late")?["status"].clone();
+        ensure!(status["phase"] == "Running", "{status}");
+        Ok(())
+    })?;
     let good = story.app("good")?;
     ensure!(
         good["status"]["restarts"] == 0,
@@ -194,6 +199,8 @@ pub fn crash(story: &Story) -> Result<()> {
         ("crash-micro", ["status 3", "code 3"]),
         ("crash-vm", ["restarted itself", "triple fault"]),
     ];
+    // While the delays are short; it serves for some seconds each time.
+    story.answers(&mut pc, "crash-native", 8081, "hello from crash-native")?;
     let mut seen = [const { Vec::new() }; 3];
     story.until("each app announces four tries", || {
         let mut waiting = Vec::new();
@@ -228,7 +235,6 @@ pub fn crash(story: &Story) -> Result<()> {
             "{app} was started again {restarts} times, each time later ({ahead:?} s): {message}"
         ));
     }
-    story.answers(&mut pc, "crash-native", 8081, "hello from crash-native")?;
     story.delete_apps(&["crash-micro", "crash-native", "crash-vm"])
 }
 

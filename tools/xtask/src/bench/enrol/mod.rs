@@ -31,7 +31,7 @@ use crate::site::{Built, Site};
 /// Machines that enrol at once.
 const CROWD: usize = 256;
 /// How many times.
-const WAVES: usize = 2;
+const WAVES: usize = 5;
 /// How long quotes are verified.
 const VERIFYING: Duration = Duration::from_secs(5);
 /// A boot of OVMF with a UKI under Secure Boot, as Linux showed its log.
