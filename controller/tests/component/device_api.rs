@@ -112,8 +112,8 @@ async fn a_config_that_the_device_refuses_is_seen_by_operators() {
         ..ZInfoDevice::default()
     };
     let path = paths::info(device.id);
-    // As pillar words it when a config's signature does not fit, with the config before still in force.
-    let reason = "opening the config: the signature is not the controller's";
+    // As pillar puts it, with the config before still in force.
+    let reason = "config refused: the signature is not the controller's; the last good one stays";
     let refused = told(vec![
         ("skerry.config.hash", item("the one before", "")),
         ("skerry.trouble.config", item("", reason)),

@@ -1,5 +1,7 @@
 //! Commands and options, with an example in every help text.
 
+#[cfg(test)]
+mod documented;
 mod enrolment;
 
 use std::path::PathBuf;

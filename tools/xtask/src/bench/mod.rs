@@ -64,7 +64,8 @@ impl Row {
     fn verdict(&self) -> &'static str {
         match self.bound {
             Bound::AtMost if self.measured > self.budget => "over",
-            Bound::AtLeast if self.measured < self.budget => "under",
+            // On the wrong side of its budget, as much as the other.
+            Bound::AtLeast if self.measured < self.budget => "over",
             _ => "ok",
         }
     }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::{Clock, Spec};
 
+use super::faults::knows_the_time;
 use super::{Story, judged};
 use crate::site::{Machine, Site, machine_id, manifest, sparse_copy};
 
@@ -123,7 +124,7 @@ fn on_manifest(story: &Story, site: &Site, installed: &Path) -> Result<()> {
         "its TPM's maker is trusted, and its level is {level}"
     );
     story.step("the box on the manifest, its clock at 1970, enrolled by itself at level silver");
-    Ok(())
+    knows_the_time(story, &mut pc, &device)
 }
 
 /// EVE's way alone: as it was, and as other controllers have it.

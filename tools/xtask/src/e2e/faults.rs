@@ -395,14 +395,20 @@ pub fn clock_1970(story: &Story) -> Result<()> {
     pc.install(yard.stick(), &mut |_| ())?;
     story.step("installed with the clock at 1970");
     let device = story.enrol(&mut pc)?;
+    knows_the_time(story, &mut pc, &device)
+}
+
+/// An app of a box whose clock was wrong runs, and what it says bears the right time.
+pub(super) fn knows_the_time(story: &Story, pc: &mut Machine, device: &str) -> Result<()> {
+    let yard = story.yard;
     yard.site().operator.apply(&manifest::container(
         "old-clock",
-        &device,
+        device,
         yard.container(),
         "native",
         8080,
     ))?;
-    story.answers(&mut pc, "old-clock", 8080, "hello from old-clock")?;
+    story.answers(pc, "old-clock", 8080, "hello from old-clock")?;
     let line = story.until("the app's log is shown", || {
         let log = yard.site().operator.run(&["logs", "old-clock"])?;
         let line = log.lines().last().context("the log is empty")?;

@@ -88,6 +88,10 @@ pub fn debug_variant(story: &Story) -> Result<()> {
             .contains("*** SKERRY DEBUG VARIANT ***"),
         "the debug variant does not say that it is one"
     );
+    ensure!(
+        pc.pc.screen()?.shows("*** SKERRY DEBUG VARIANT ***"),
+        "the debug variant says on the serial line what it is, and not on the screen"
+    );
     site.operator.apply(&manifest::container(
         "confined",
         &device,

@@ -44,8 +44,12 @@ pub fn run(story: &Story) -> Result<()> {
         manifest::container("native", &device, yard.container(), "native", 8081),
         manifest::machine("debian", &device, yard.machine(), "qcow2", 8082),
     );
-    for text in [&web, &native, &debian] {
-        yard.site().operator.apply(text)?;
+    for (app, text) in [("web", &web), ("native", &native), ("debian", &debian)] {
+        // As an operator does it: from a file.
+        let file = story.dir().join(format!("{app}.yaml"));
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        let file = file.to_str().context("a path that is no text")?;
+        yard.site().operator.run(&["app", "apply", "-f", file])?;
     }
     for (app, port, wanted) in [
         ("web", 8080, "hello from web"),
@@ -73,7 +77,8 @@ pub fn run(story: &Story) -> Result<()> {
         ensure!(count > 0, "no monitor among the reported processes");
         Ok(())
     })?;
-    story.delete_and_see(&mut pc, &[("web", 8080)])?;
+    yard.site().operator.run(&["app", "delete", "web"])?;
+    story.gone(&mut pc, "web", 8080)?;
     story.step("web is deleted, and its port is closed");
     story.answers(&mut pc, "native", 8081, "hello from native")?;
     story.delete_and_see(&mut pc, &[("native", 8081), ("debian", 8082)])?;
@@ -218,6 +223,13 @@ fn lists(story: &Story, device: &str) -> Result<()> {
         for line in table.lines() {
             story.step(line);
         }
+        if kind == "apps" {
+            let same = story.yard.site().operator.run(&["app", "list"])?;
+            ensure!(
+                same.lines().count() == table.lines().count(),
+                "`skerry app list` shows something else than `skerry get apps`:\n{same}"
+            );
+        }
         for row in rows {
             let shown = table.lines().any(|line| {
                 row.iter()
@@ -234,17 +246,14 @@ fn lists(story: &Story, device: &str) -> Result<()> {
 
 fn logs(story: &Story) -> Result<()> {
     // What each app says by itself: the container's start line, and the VM's boot.
-    for (app, wanted) in [
-        ("web", "hello from web"),
-        ("native", "hello from native"),
-        ("debian", "Linux version"),
+    for (command, app, wanted) in [
+        (["logs"].as_slice(), "web", "hello from web"),
+        (&["app", "logs"], "native", "hello from native"),
+        (&["logs"], "debian", "Linux version"),
     ] {
         let line = story.until(&format!("the log of {app} is shown"), || {
-            let log = story
-                .yard
-                .site()
-                .operator
-                .run(&["logs", app, "--tail", "5000"])?;
+            let arguments = [command, &[app, "--tail", "5000"]].concat();
+            let log = story.yard.site().operator.run(&arguments)?;
             let line = log.lines().find(|line| line.contains(wanted));
             Ok(line
                 .with_context(|| format!("no {wanted:?} in the log of {app}: {log:?}"))?

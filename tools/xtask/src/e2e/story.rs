@@ -161,18 +161,23 @@ impl<'a> Story<'a> {
     pub fn delete_and_see(&self, pc: &mut Machine, apps: &[(&str, u16)]) -> Result<()> {
         for (name, port) in apps {
             self.delete_apps(&[name])?;
-            let address = pc.app_address(*port)?;
-            self.until(&format!("nothing answers on port {port} any more"), || {
-                ensure!(http_get(&address).is_err(), "{name} still answers");
-                let left = self.yard.site().operator.list("apps")?;
-                ensure!(
-                    left.iter().all(|app| app["metadata"]["name"] != *name),
-                    "{name} is still listed"
-                );
-                Ok(())
-            })?;
+            self.gone(pc, name, *port)?;
         }
         Ok(())
+    }
+
+    /// Waits until nothing answers at an app's port and it is not listed.
+    pub fn gone(&self, pc: &mut Machine, name: &str, port: u16) -> Result<()> {
+        let address = pc.app_address(port)?;
+        self.until(&format!("nothing answers on port {port} any more"), || {
+            ensure!(http_get(&address).is_err(), "{name} still answers");
+            let left = self.yard.site().operator.list("apps")?;
+            ensure!(
+                left.iter().all(|app| app["metadata"]["name"] != name),
+                "{name} is still listed"
+            );
+            Ok(())
+        })
     }
 
     /// Removes disks and images of a test that passed; they are large.
