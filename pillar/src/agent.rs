@@ -33,12 +33,13 @@ use crate::conn::{Connection, Sender, Serials};
 use crate::context::{Attestation, Contact, Context};
 use crate::domain::desired::Desired;
 use crate::domain::observed::{AppPhase, Observed};
+use crate::host::units::Systemd;
 use crate::paths::Paths;
 use crate::status::{Status, Subject, Topic};
 use crate::supervise::{self, Pace};
 use crate::{
-    allowance, attest, bless, enrol, follow, link, logs, notify, power, refusal, report, tls,
-    uplink,
+    allowance, attest, bless, enrol, follow, link, logs, notify, power, refusal, report,
+    time_servers, tls, uplink,
 };
 
 /// The firmware says that there is a TPM; its device file comes once the driver is bound.
@@ -117,6 +118,26 @@ pub async fn run(
     );
 
     let config = watch::Sender::new(Arc::new(InForce::default()));
+    if options.owns_machine {
+        let (clock, config) = (clock.clone(), config.subscribe());
+        let (uplinks, told) = (uplinks.clone(), status.clone());
+        supervise::spawn(
+            &mut tasks,
+            status.clone(),
+            Pace::default(),
+            "time servers",
+            move || {
+                time_servers::run(
+                    time_servers::Files::default(),
+                    clock.clone(),
+                    config.clone(),
+                    uplinks.clone(),
+                    Arc::new(Systemd),
+                    told.clone(),
+                )
+            },
+        );
+    }
     let attestation = watch::Sender::new(earlier_attestation(&paths, &status));
     tasks.spawn(allowance::run(
         config.subscribe(),

@@ -18,6 +18,8 @@
 //! same gives way to a controller that names the same earlier time for an hour; only the time at which the image was
 //! made stands for good. And trust that no answer renews lapses, so that a device whose clock was set to 2099 does not
 //! refuse for ever the certificates of the controller that would tell it better.
+//!
+//! Between signed times the clock may go by time servers: see [`crate::time_servers`].
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,6 +81,8 @@ struct State {
     confirmed: Option<Instant>,
     /// Whether a signed answer has named a time since the agent started.
     heard: bool,
+    /// How often an answer set a clock that was trusted.
+    corrections: u64,
     /// How far the system clock is behind, in seconds, where it may not be set.
     behind: i64,
 }
@@ -283,6 +287,18 @@ impl Clock {
         self.hear(named)
     }
 
+    /// Whether a signed answer has named a time since the agent started.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.state().heard
+    }
+
+    /// How often an answer of the controller set the clock although it had been right before: something else has moved it.
+    #[must_use]
+    pub fn corrections(&self) -> u64 {
+        self.state().corrections
+    }
+
     /// The earliest time that it can be, seconds since 1970.
     #[must_use]
     pub fn floor(&self) -> u64 {
@@ -301,7 +317,8 @@ impl Clock {
 
     /// Takes a time, once a signed one was heard.
     fn hear(&self, named: u64) -> bool {
-        let tolerance = if self.trusted() { DRIFT } else { TOLERANCE };
+        let trusted = self.trusted();
+        let tolerance = if trusted { DRIFT } else { TOLERANCE };
         let (step, floors, keep) = {
             let mut state = self.state();
             if !state.heard {
@@ -312,6 +329,9 @@ impl Clock {
             let step = state.floors.hear(system, named, tolerance, now);
             if !matches!(step, Step::Refuse(_)) {
                 state.confirmed = Some(now);
+            }
+            if trusted && matches!(step, Step::Set(_)) {
+                state.corrections += 1;
             }
             let kept = state.floors.kept;
             let keep = (std::mem::replace(&mut state.written, kept) != kept).then_some(kept);

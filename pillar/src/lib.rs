@@ -71,6 +71,7 @@ pub mod refusal;
 pub mod report;
 pub mod status;
 pub mod supervise;
+pub mod time_servers;
 pub mod tls;
 pub mod uplink;
 pub mod websocket;

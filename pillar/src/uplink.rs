@@ -35,6 +35,8 @@ pub struct Uplink {
     pub dns: Vec<IpAddr>,
     /// Search domain that its lease brought.
     pub domain: String,
+    /// Time servers that its lease brought.
+    pub ntp: Vec<IpAddr>,
 }
 
 /// Where the system shows its network; a directory of files in tests.
@@ -186,6 +188,7 @@ fn observe(sources: &Sources, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) ->
                 routers: routers.get(&name).cloned().unwrap_or_default(),
                 dns: lease.dns,
                 domain: lease.domain,
+                ntp: lease.ntp,
                 name,
             }
         })
@@ -223,6 +226,8 @@ pub struct Lease {
     pub dns: Vec<IpAddr>,
     /// Domain, or empty.
     pub domain: String,
+    /// Time servers (DHCP option 42, RFC 2132, section 8.3).
+    pub ntp: Vec<IpAddr>,
 }
 
 impl Lease {
@@ -237,11 +242,15 @@ impl Lease {
                 })
                 .unwrap_or("")
         };
-        Self {
-            dns: value("DNS")
+        let addresses = |key: &str| {
+            value(key)
                 .split_whitespace()
                 .filter_map(|text| text.parse().ok())
-                .collect(),
+                .collect()
+        };
+        Self {
+            dns: addresses("DNS"),
+            ntp: addresses("NTP"),
             domain: Some(value("DOMAINNAME").trim())
                 .filter(|name| good_domain(name))
                 .unwrap_or("")
@@ -284,7 +293,7 @@ mod tests {
     use super::*;
 
     const LEASE: &str = "# This is private data. Do not parse.\nADDRESS=10.0.2.15\nNETMASK=255.255.255.0\n\
-                         ROUTER=10.0.2.2\nDNS=10.0.2.3 192.0.2.53\nDOMAINNAME=site.example\nLIFETIME=86400\n";
+                         ROUTER=10.0.2.2\nDNS=10.0.2.3 192.0.2.53\nNTP=192.0.2.123\nDOMAINNAME=site.example\nLIFETIME=86400\n";
     const ROUTES: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
                           eth0\t00000000\t0202000A\t0003\t0\t0\t1024\t00000000\t0\t0\t0\n\
                           eth0\t0002000A\t00000000\t0001\t0\t0\t1024\t00FFFFFF\t0\t0\t0\n";
@@ -327,6 +336,7 @@ mod tests {
                 routers: vec!["10.0.2.2".parse().unwrap()],
                 dns: vec!["10.0.2.3".parse().unwrap(), "192.0.2.53".parse().unwrap()],
                 domain: "site.example".into(),
+                ntp: vec!["192.0.2.123".parse().unwrap()],
             }]
         );
         let text = resolv_conf(&found);
@@ -344,6 +354,7 @@ mod tests {
             "",
             "DNS=",
             "DNS=999.1.1.1 x",
+            "NTP=a b",
             "DOMAINNAME=a b",
             "DOMAINNAME=\u{e9}",
             "garbage\n\n=\n",

@@ -7,12 +7,14 @@
 //! | | [`trouble`] | a trouble of the device as a whole |
 //! | `EdgeDevConfig.configItems` | [`KEEP_RUNNING`] | whether a device that is refused goes on with what it runs |
 //! | | [`ATTEST_INTERVAL`] | how often it attests |
+//! | | [`TIME_SERVERS`] | by whom its clock goes between signed times |
 //! | `DeviceMetric.metric_items` | [`MetricName`] | figures of apps and processes |
 //!
 //! But for those in the config, the device writes them and the controller reads them; what they mean in full stands in the page "Contracts" of the book.
 
 use std::fmt;
 
+use crate::authority::{Authority, AuthorityError};
 use crate::ids::AppId;
 
 /// Config item whose value is the hash of the config in force.
@@ -25,6 +27,31 @@ pub const KEEP_RUNNING: &str = "skerry.attestation.keep.running";
 
 /// Item of a config: the longest time in seconds until the device attests again. Absent: 3000.
 pub const ATTEST_INTERVAL: &str = "skerry.attest.interval";
+
+/// Item of a config: time servers (NTP) by whom the clock goes between signed times, names or addresses with commas between. Absent: those
+/// that the device's network names.
+pub const TIME_SERVERS: &str = "skerry.time.servers";
+
+/// Most time servers of a device.
+pub const MAX_TIME_SERVERS: usize = 8;
+
+/// Port of NTP (RFC 5905, section 16); the device's program asks at no other.
+const NTP_PORT: u16 = 123;
+
+/// Reads the name or address of a time server.
+///
+/// # Errors
+/// If it is none, or has another port than NTP's.
+pub fn time_server(text: &str) -> Result<String, AuthorityError> {
+    let server = Authority::or_port(text.trim(), NTP_PORT)?;
+    if server.port() != NTP_PORT {
+        return Err(AuthorityError {
+            text: server.to_string(),
+            reason: "time servers are asked at port 123 only",
+        });
+    }
+    Ok(server.host().to_owned())
+}
 
 const TROUBLE: &str = "skerry.trouble.";
 const PROCESS: &str = "skerry.process.";
@@ -148,6 +175,22 @@ mod tests {
             trouble_topic("skerry.trouble.config.parts"),
             Some("config.parts")
         );
+    }
+
+    #[test]
+    fn time_servers_are_hosts() {
+        for (text, host) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            (" ntp.example.com ", Some("ntp.example.com")),
+            ("ntp.example.com:123", Some("ntp.example.com")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("ntp.example.com:124", None),
+            ("a b", None),
+            ("a\nNTP=b", None),
+            ("", None),
+        ] {
+            assert_eq!(time_server(text).ok().as_deref(), host, "{text:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use protocol::items::{MAX_TIME_SERVERS, time_server};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -28,6 +29,10 @@ pub struct DeviceSpec {
     /// It is turned away: it gets no config and cannot enrol again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,
+    /// Time servers (NTP) by which its clock goes between the controller's signed times: names or addresses, at most 8. Without any, those
+    /// that its network names by DHCP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub time_servers: Vec<String>,
 }
 
 /// What the controller knows of a device.
@@ -318,5 +323,22 @@ fn validate(spec: &DeviceSpec, errors: &mut Vec<FieldError>) {
                 spec.description.len()
             ),
         ));
+    }
+    if spec.time_servers.len() > MAX_TIME_SERVERS {
+        errors.push(FieldError::new(
+            "spec.timeServers",
+            format!(
+                "{} time servers; at most {MAX_TIME_SERVERS} are asked",
+                spec.time_servers.len()
+            ),
+        ));
+    }
+    for (index, server) in spec.time_servers.iter().enumerate() {
+        if let Err(error) = time_server(server) {
+            errors.push(FieldError::new(
+                format!("spec.timeServers[{index}]"),
+                error.to_string(),
+            ));
+        }
     }
 }

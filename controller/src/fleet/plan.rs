@@ -53,8 +53,8 @@ pub struct Inputs<'a> {
     pub attest_every: Option<Duration>,
 }
 
-/// What the policy of the device's model asks of the device itself.
-fn policy_items(inputs: &Inputs<'_>) -> Vec<ConfigItem> {
+/// What the device itself is asked for: by its operator, and by the policy of its model.
+fn device_items(inputs: &Inputs<'_>) -> Vec<ConfigItem> {
     let item = |key: &str, value: String| ConfigItem {
         key: key.to_owned(),
         value,
@@ -63,7 +63,9 @@ fn policy_items(inputs: &Inputs<'_>) -> Vec<ConfigItem> {
     let every = inputs
         .attest_every
         .map(|every| item(items::ATTEST_INTERVAL, every.as_secs().to_string()));
-    stop.into_iter().chain(every).collect()
+    let servers = &inputs.device.spec.time_servers;
+    let servers = (!servers.is_empty()).then(|| item(items::TIME_SERVERS, servers.join(",")));
+    stop.into_iter().chain(every).chain(servers).collect()
 }
 
 /// The config.
@@ -79,7 +81,7 @@ pub fn config(inputs: Inputs<'_>) -> EdgeDevConfig {
             network,
             Range::named(&inputs.device.status.app_network),
         )],
-        config_items: policy_items(&inputs),
+        config_items: device_items(&inputs),
         ..EdgeDevConfig::default()
     };
     let mut datastores = BTreeMap::new();

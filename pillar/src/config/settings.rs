@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::eve::config::EdgeDevConfig;
-use protocol::items::{ATTEST_INTERVAL, KEEP_RUNNING};
+use protocol::items::{ATTEST_INTERVAL, KEEP_RUNNING, MAX_TIME_SERVERS, TIME_SERVERS, time_server};
 
 /// What the config items say, as far as this device follows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Settings {
     pub attest_interval: Duration,
     /// `skerry.attestation.keep.running`: whether a device whose boot is refused goes on with its apps.
     pub keep_running: bool,
+    /// `skerry.time.servers`: whom the clock goes by between signed times; none: those that the network names.
+    pub time_servers: Vec<String>,
     /// The controller's epoch; when it changes, all info is sent again.
     pub epoch: i64,
     /// Values in force by key, as reported.
@@ -51,13 +53,20 @@ impl Settings {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         let mut refused = BTreeMap::new();
         let mut seconds = TIMERS.map(|(_, default, ..)| default);
-        let mut keep_running = true;
+        let (mut keep_running, mut time_servers) = (true, Vec::new());
         for item in &config.config_items {
             let refuse = |reason: String| (item.key.clone(), (item.value.clone(), reason));
             if item.key == KEEP_RUNNING {
                 match item.value.trim().parse() {
                     Ok(value) => keep_running = value,
                     Err(_) => refused.extend([refuse("expected true or false".to_owned())]),
+                }
+                continue;
+            }
+            if item.key == TIME_SERVERS {
+                match read_time_servers(&item.value) {
+                    Ok(servers) => time_servers = servers,
+                    Err(reason) => refused.extend([refuse(reason)]),
                 }
                 continue;
             }
@@ -79,6 +88,9 @@ impl Settings {
             known.insert((*key).to_owned(), value.to_string());
         }
         known.insert(KEEP_RUNNING.to_owned(), keep_running.to_string());
+        if !time_servers.is_empty() {
+            known.insert(TIME_SERVERS.to_owned(), time_servers.join(","));
+        }
         let [
             config_interval,
             metric_interval,
@@ -93,11 +105,27 @@ impl Settings {
             cert_interval,
             attest_interval,
             keep_running,
+            time_servers,
             epoch: config.controller_epoch,
             known,
             refused,
         }
     }
+}
+
+fn read_time_servers(text: &str) -> Result<Vec<String>, String> {
+    let servers: Vec<String> = text
+        .split(',')
+        .map(time_server)
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
+    if servers.len() > MAX_TIME_SERVERS {
+        return Err(format!(
+            "{} time servers; at most {MAX_TIME_SERVERS} are asked",
+            servers.len()
+        ));
+    }
+    Ok(servers)
 }
 
 #[cfg(test)]
@@ -119,6 +147,7 @@ mod tests {
                 item("timer.deviceinfo.interval", "soon"),
                 item("debug.enable.usb", "true"),
                 item(KEEP_RUNNING, "false"),
+                item(TIME_SERVERS, "192.0.2.1,ntp.example.com"),
             ],
             controller_epoch: 7,
             ..EdgeDevConfig::default()
@@ -129,6 +158,16 @@ mod tests {
         assert_eq!(settings.device_info_interval, Duration::from_secs(600));
         assert_eq!(settings.epoch, 7);
         assert!(!settings.keep_running && Settings::default().keep_running);
+        assert_eq!(settings.time_servers, ["192.0.2.1", "ntp.example.com"]);
+        for bad in ["", "a,,b", "a b", "a\nNTP=b", "1,2,3,4,5,6,7,8,9"] {
+            let config = EdgeDevConfig {
+                config_items: vec![item(TIME_SERVERS, bad)],
+                ..EdgeDevConfig::default()
+            };
+            let settings = Settings::read(&config);
+            assert!(settings.time_servers.is_empty(), "{bad:?}");
+            assert!(settings.refused.contains_key(TIME_SERVERS), "{bad:?}");
+        }
         assert_eq!(settings.known["timer.config.interval"], "10");
         let refused: Vec<_> = settings.refused.keys().map(String::as_str).collect();
         assert_eq!(

@@ -20,6 +20,8 @@ pub enum Topic {
     Clock,
     /// The time below which the clock is not believed could not be kept.
     ClockFloor,
+    /// Time servers do not answer, or say another time than the controller.
+    ClockServers,
     /// A config was refused.
     Config,
     /// Parts of a config without an id of their own.
@@ -62,6 +64,7 @@ impl fmt::Display for Topic {
             Self::Bundle => "bundle",
             Self::Clock => "clock",
             Self::ClockFloor => "clock.floor",
+            Self::ClockServers => "clock.servers",
             Self::Config => "config",
             Self::ConfigParts => "config.parts",
             Self::Controller => "controller",
@@ -94,6 +97,8 @@ pub enum Subject {
     Enrolment,
     /// Whether it is attested.
     Attestation,
+    /// By whom the clock goes.
+    Clock,
     /// The config in force.
     Config,
     /// An app.
@@ -112,6 +117,7 @@ impl fmt::Display for Subject {
             Self::Uplink(name) => write!(out, "uplink.{name}"),
             Self::Enrolment => out.write_str("enrolment"),
             Self::Attestation => out.write_str("attestation"),
+            Self::Clock => out.write_str("clock"),
             Self::Config => out.write_str("config"),
             Self::App(id) => write!(out, "app.{id}"),
             Self::AppTrouble(id) => write!(out, "app.{id}.trouble"),

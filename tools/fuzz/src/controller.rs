@@ -283,6 +283,7 @@ fn operator_documents_seeds() -> Vec<Vec<u8>> {
         DeviceSpec {
             description: "by the door".to_owned(),
             revoked: true,
+            time_servers: vec!["192.0.2.1".to_owned(), "ntp.example.com".to_owned()],
         },
     );
     let mut datastore = datastore();

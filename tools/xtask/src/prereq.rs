@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("binutils", "stripping, shared libraries of a program"),
     ("bison", "guest kernel build"),
     ("busybox-static", "component tests of containers"),
+    ("chrony", "a real time server, for tests"),
     ("crun", "component tests of containers"),
     ("cpio", "a second opinion on our initramfs archives"),
     ("cryptsetup-bin", "dm-verity"),

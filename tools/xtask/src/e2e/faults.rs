@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::{Clock, Spec};
 
 use super::Story;
 use super::chance::Chance;
-use crate::site::{Machine, http_get, manifest};
+use crate::site::{HOST_FROM_BOX, Machine, TimeServer, http_get, manifest};
 
 /// The controller is gone when the device boots: its apps start from the checkpoint.
 pub fn offline_boot(story: &Story) -> Result<()> {
@@ -401,7 +401,16 @@ pub fn clock_1970(story: &Story) -> Result<()> {
 /// An app of a box whose clock was wrong runs, and what it says bears the right time.
 pub(super) fn knows_the_time(story: &Story, pc: &mut Machine, device: &str) -> Result<()> {
     let yard = story.yard;
-    yard.site().operator.apply(&manifest::container(
+    let operator = &yard.site().operator;
+    let _server = TimeServer::start(&story.dir().join("chrony"))?;
+    let mut object = operator.get("device", device)?;
+    object["spec"]["timeServers"] = json!([HOST_FROM_BOX]);
+    // Whatever was written to it meanwhile.
+    object["metadata"]["resourceVersion"] = json!("");
+    operator.apply(&object.to_string())?;
+    let line = pc.wait_for("the clock goes by ")?;
+    story.step(format!("box: {line}"));
+    operator.apply(&manifest::container(
         "old-clock",
         device,
         yard.container(),

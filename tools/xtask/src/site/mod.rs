@@ -16,6 +16,7 @@ pub mod manifest;
 mod operator;
 mod process;
 mod registry;
+mod time_server;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,7 @@ pub use http::http_get;
 pub use machine::{Machine, sparse_copy};
 pub use operator::{LOGIN, Operator};
 pub use registry::Registry;
+pub use time_server::TimeServer;
 
 use crate::build;
 use crate::files::empty;
