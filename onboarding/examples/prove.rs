@@ -3,7 +3,7 @@
 //! directory: the seeds of the fuzz targets are such recordings, so the controller's keys here are fixed and no secret.
 //!
 //! ```text
-//! prove DIRECTORY [TPM DEVICE, OR SOCKET OF AN EMULATOR]
+//! prove DIRECTORY [TPM DEVICE, OR SOCKET OF AN EMULATOR [SERIAL NUMBER TO SAY]]
 //! ```
 
 use std::fs;
@@ -45,10 +45,11 @@ fn prove() -> Result<bool, Failure> {
     let mut arguments = std::env::args().skip(1);
     let directory = arguments
         .next()
-        .ok_or("usage: prove DIRECTORY [TPM DEVICE]")?;
+        .ok_or("usage: prove DIRECTORY [TPM DEVICE [SERIAL NUMBER]]")?;
     let path = arguments.next().unwrap_or_else(|| Tpm::DEVICE.to_owned());
 
-    let machine = Machine::read(Path::new("/"));
+    let mut machine = Machine::read(Path::new("/"));
+    machine.serial = arguments.next().unwrap_or(machine.serial);
     println!("machine: {machine:?}");
     let tpm = match Path::new(&path).exists() {
         true if fs::metadata(&path)?.file_type().is_socket() => {
@@ -175,6 +176,7 @@ fn enrol(
         delegate: &Delegate::known(point, pinned),
         now_ms: NOW_MS,
         makers: &Makers::none(),
+        machine_makers: &Makers::none(),
         warn: &[],
     };
     let started = Instant::now();

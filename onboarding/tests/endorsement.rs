@@ -5,16 +5,21 @@
 mod support;
 
 use onboarding::enrol::endorsement::{Endorsed, Makers, MakersError, form};
+use onboarding::enrol::revocation::{MAX_LIST, RevocationError};
 use onboarding::keys::{EndorsementMaker, Identity};
+use onboarding::tpm::Hierarchy;
 use onboarding::tpm::template::{EkAlgorithm, KeyUse, certificate_index, endorsement_key, p256};
-use onboarding::tpm::{Hierarchy, NvAttributes, Tpm};
 use onboarding::wire::{Public, PublicKind};
 use protocol::cipher::SoftwareAgreement;
 use protocol::enrolment::wire::Level;
-use rcgen::{CustomExtension, ExtendedKeyUsagePurpose, IsCa};
-use support::Emulator;
+use rcgen::{
+    CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, CustomExtension,
+    ExtendedKeyUsagePurpose, IsCa,
+};
 use support::enrol::{Device, Owner, enrol, evidence, still_works};
 use support::maker::Authority;
+use support::{Emulator, leave};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 /// An endorsement key on P-256 whose private part nobody needs here.
 fn key(scalar: u8) -> Public {
@@ -232,20 +237,6 @@ fn an_endorsement_keys_form_is_exact() {
     }
 }
 
-/// Leaves bytes in the TPM, as its maker would.
-fn leave(tpm: &Tpm, index: u32, data: &[u8]) {
-    let attributes = NvAttributes::OWNER_WRITE
-        .with(NvAttributes::AUTH_READ)
-        .with(NvAttributes::NO_DA);
-    let key = tpm
-        .create_primary(Hierarchy::Owner, &p256(KeyUse::Store))
-        .unwrap();
-    let session = tpm.start_hmac_session(&key, key.public()).unwrap();
-    let size = u16::try_from(data.len()).unwrap();
-    tpm.nv_define(index, attributes, size, &session).unwrap();
-    tpm.nv_write(index, data, &session).unwrap();
-}
-
 #[test]
 fn a_p256_key_with_certificate_and_chain_in_the_tpm_is_known_by_its_root() {
     let emulator = Emulator::new();
@@ -298,4 +289,120 @@ fn a_p256_key_with_certificate_and_chain_in_the_tpm_is_known_by_its_root() {
     assert_eq!(again.endorsement().unwrap().public, public);
     assert_ne!(*again.device_certificate(), before);
     still_works(&again, &owner);
+}
+
+fn serial_of(der: &[u8]) -> Vec<u8> {
+    let (_, certificate) = X509Certificate::from_der(der).unwrap();
+    certificate.raw_serial().to_vec()
+}
+
+fn revoking(authorities: &[&Authority], lists: &[&[u8]]) -> Makers {
+    let mut makers = trust(authorities);
+    for list in lists {
+        makers.revoke(list).unwrap();
+    }
+    makers
+}
+
+#[test]
+fn what_a_maker_has_revoked_is_refuted_leaf_or_authority() {
+    let (root, public) = (Authority::root("Acme TPM root", None), key(1));
+    let lower = root.below("Acme TPM lower");
+    let leaf = lower.endorse(&public, |_| ());
+    let other = lower.endorse(&key(2), |_| ());
+    let chain = [lower.der()];
+    let by_lower = lower.revoke(&[&serial_of(&leaf)], |_| ());
+    let by_root = root.revoke(&[&serial_of(&lower.der())], |_| ());
+
+    // The leaf, by the authority that issued it: another of its certificates still counts.
+    let makers = revoking(&[&root, &lower], &[&by_lower]);
+    let what = refuted(makers.judge(&public, &leaf, &chain));
+    assert!(what.contains("CN=Acme TPM lower revoked"), "{what}");
+    assert!(what.contains(&hex::encode(serial_of(&leaf))), "{what}");
+    assert!(what.contains("2001-02-03T00:00:00Z"), "{what}");
+    assert!(trusted(&makers.judge(&key(2), &other, &chain)));
+    // The authority between, whether the TPM brings it along or the owner's list has it.
+    for makers in [
+        revoking(&[&root], &[&by_root]),
+        revoking(&[&root, &lower], &[&by_root]),
+    ] {
+        let what = refuted(makers.judge(&public, &leaf, &chain));
+        assert!(what.contains("CN=Acme TPM root revoked"), "{what}");
+    }
+    // The same number at another authority is another certificate.
+    let elsewhere = Authority::root("Another root", None);
+    let list = elsewhere.revoke(&[&serial_of(&leaf)], |_| ());
+    let makers = revoking(&[&root, &elsewhere], &[&list]);
+    assert!(trusted(&makers.judge(&public, &leaf, &chain)));
+    // Lists of several makers count together, and an empty one revokes nothing.
+    let mut makers = revoking(&[&root], &[&root.revoke(&[], |_| ())]);
+    assert!(trusted(&makers.judge(&public, &leaf, &chain)));
+    assert!(makers.revocations()[0].is_empty());
+    makers.join(revoking(&[&root], &[&by_root]));
+    refuted(makers.judge(&public, &leaf, &chain));
+    assert_eq!(makers.revocations().len(), 2);
+    // A number with its top bit set has a zero before it in a certificate, and not everywhere else.
+    let high = root.endorse(&public, |p| p.serial_number = Some(vec![0x80, 1].into()));
+    let makers = revoking(&[&root], &[&root.revoke(&[&[0, 0x80, 1]], |_| ())]);
+    assert!(refuted(makers.judge(&public, &high, &[])).contains("8001"));
+}
+
+#[test]
+fn a_revocation_list_is_taken_from_its_authority_only_and_whole() {
+    let root = Authority::root("Acme TPM root", None);
+    let good = root.revoke(&[&[1, 2, 3], &[4]], |_| ());
+    let take = |list: &[u8]| trust(&[&root]).revoke(list);
+    take(&good).unwrap();
+    let makers = revoking(&[&root], &[&good]);
+    let [list] = makers.revocations() else {
+        panic!("{:?}", makers.revocations());
+    };
+    assert_eq!((list.issuer(), list.len()), ("CN=Acme TPM root", 2));
+    assert_eq!(
+        (list.made(), list.next()),
+        (978_307_200, Some(1_009_843_200))
+    );
+
+    let error = take(&Authority::root("Another", None).revoke(&[&[4]], |_| ())).unwrap_err();
+    assert!(matches!(error, RevocationError::Issuer { .. }), "{error}");
+    let forger = Authority::root("Acme TPM root", None);
+    let error = take(&forger.revoke(&[&[4]], |_| ())).unwrap_err();
+    assert!(
+        matches!(error, RevocationError::Signature { .. }),
+        "{error}"
+    );
+    let partial = root.revoke(&[&[4]], |list| {
+        list.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
+            distribution_point: CrlDistributionPoint {
+                uris: vec!["http://crl.invalid/".to_owned()],
+            },
+            scope: Some(CrlScope::CaCertsOnly),
+        });
+    });
+    // It names a place and says what it is about: what it names is revoked.
+    take(&partial).unwrap();
+    // An authority that may not sign lists.
+    let unable = Authority::unable_to_revoke("Acme TPM root");
+    let error = trust(&[&unable]).revoke(&good).unwrap_err();
+    assert!(matches!(error, RevocationError::Issuer { .. }), "{error}");
+    // Each changed byte, each cut, and bytes behind it. The algorithm outside what is signed is a copy of the one inside.
+    let (_, read) = CertificateRevocationList::from_der(&good).unwrap();
+    let inside: &[u8] = read.tbs_cert_list.as_ref();
+    let start = good
+        .windows(inside.len())
+        .position(|w| w == inside)
+        .unwrap();
+    let copy = start + inside.len()..start + inside.len() + 12;
+    for place in 0..good.len() {
+        let mut changed = good.clone();
+        changed[place] ^= 1;
+        assert!(
+            copy.contains(&place) || take(&changed).is_err(),
+            "byte {place}"
+        );
+        assert!(take(&good[..place]).is_err(), "cut to {place}");
+    }
+    assert!(take(&[good, vec![0]].concat()).is_err());
+    let error = take(&vec![0x30; MAX_LIST + 1]).unwrap_err();
+    assert!(matches!(error, RevocationError::TooLong { .. }), "{error}");
 }

@@ -173,6 +173,9 @@ pub struct MachineMatch {
     /// Only machines whose TPM has a trusted maker's certificate, or only others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certified: Option<bool>,
+    /// Only machines that a trusted maker of machines has certified (level `gold`), or only others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_certified: Option<bool>,
     /// Pattern for the machine's maker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manufacturer: Option<String>,
@@ -275,6 +278,10 @@ pub struct MachineFacts {
     pub image_version: String,
     /// Issuer of its endorsement key's certificate; empty if it has none.
     pub endorsement_issuer: String,
+    /// Trusted maker of machines that has certified its TPM; empty if none has.
+    pub machine_issuer: String,
+    /// Serial number for which that maker has certified the TPM.
+    pub certified_serial: String,
 }
 
 /// What was decided about a waiting machine.

@@ -56,7 +56,8 @@ pub use trust::{
     AcceptFirmwareRequest, AcceptedFirmware, AcceptedReferences, AttestationPolicy,
     AttestationPolicySpec, AttestationPolicyStatus, Boot, BootOccasion, BootReference,
     BootReferenceSpec, BootReferenceStatus, BootSpec, BootStatus, FirmwareValues, ImageVersions,
-    PolicyAction, PolicyMachines, TpmMaker, TpmMakerSpec, TpmMakerStatus,
+    Makes, PolicyAction, PolicyMachines, RevocationListStatus, TpmMaker, TpmMakerSpec,
+    TpmMakerStatus,
 };
 
 /// The `apiVersion` of every object here.

@@ -1,6 +1,7 @@
 //! What is believed of a boot: policies, references of images, makers of TPMs, and the boots that were seen.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ use crate::problem::FieldError;
 const MAX_REFERENCE: usize = 256 << 10;
 /// Longest list of a maker's certificates, in bytes.
 const MAX_MAKER: usize = 512 << 10;
+/// Most revocation lists of a maker, and their length together, in bytes of text.
+const MAX_REVOCATION_LISTS: usize = 16;
+const MAX_REVOCATION_TEXT: usize = 384 << 10;
 
 object! {
     /// What devices of a model may have booted, and what follows if it was something else. The policy that says most about a machine
@@ -210,24 +214,72 @@ fn validate_reference(spec: &BootReferenceSpec, errors: &mut Vec<FieldError>) {
 }
 
 object! {
-    /// A maker of TPMs whose certificates are believed.
+    /// A maker whose certificates are believed: of TPMs, or of machines. `spec.makes` says of which.
     TpmMaker, "tpmmakers", protocol::ids::TpmMakerId, TpmMakerSpec, TpmMakerStatus, validate_maker
 }
 
-/// The maker's roots.
+/// The maker's roots, and what it has taken back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TpmMakerSpec {
+    /// What it makes; `tpms` if it is left out. A maker of both is two objects.
+    #[serde(default)]
+    pub makes: Makes,
     /// Root certificates, and such between them and the TPMs' own that TPMs do not bring along; PEM, one or more.
     pub certificates: String,
+    /// Certificate revocation lists, each signed by one of `certificates`: one block of PEM (`X509 CRL`), or base64 of DER. They count until
+    /// others take their place, also past the time of the next one. Nothing is ever fetched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revocation_lists: Vec<String>,
+}
+
+/// What a maker makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Makes {
+    /// TPMs: it certifies endorsement keys. A trusted one brings machines to level `silver`.
+    #[default]
+    Tpms,
+    /// Machines: it certifies initial attestation keys (IAK) in their TPMs. A trusted one brings machines of level `silver` to `gold`.
+    Machines,
+}
+
+impl fmt::Display for Makes {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Tpms => "tpms",
+            Self::Machines => "machines",
+        })
+    }
 }
 
 /// What the controller knows of a maker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TpmMakerStatus {
-    /// Aspects with reasons.
+    /// What its revocation lists say, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revocation_lists: Vec<RevocationListStatus>,
+    /// Aspects with reasons: `RevocationCurrent` is false if a list's maker has promised a newer one for a time that is over.
     pub conditions: Vec<Condition>,
+}
+
+/// What a revocation list says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevocationListStatus {
+    /// Whose certificates it is about.
+    pub issuer: String,
+    /// How many it revokes.
+    pub revoked: u32,
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub made: Option<Timestamp>,
+    /// When the next one is due at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next: Option<Timestamp>,
 }
 
 fn validate_maker(spec: &TpmMakerSpec, errors: &mut Vec<FieldError>) {
@@ -237,6 +289,15 @@ fn validate_maker(spec: &TpmMakerSpec, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::new(
             "spec.certificates",
             format!("must be certificates in PEM, at most {MAX_MAKER} bytes"),
+        ));
+    }
+    let text: usize = spec.revocation_lists.iter().map(String::len).sum();
+    if spec.revocation_lists.len() > MAX_REVOCATION_LISTS || text > MAX_REVOCATION_TEXT {
+        errors.push(FieldError::new(
+            "spec.revocationLists",
+            format!(
+                "must be {MAX_REVOCATION_LISTS} lists at most, and {MAX_REVOCATION_TEXT} bytes together; base64 of DER is shorter than PEM, and a maker may be several objects"
+            ),
         ));
     }
 }

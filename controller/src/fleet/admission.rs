@@ -3,10 +3,12 @@
 //! ```text
 //! is a device? ---- revoked ------------------> Deny
 //!      | '- counters, serial, model odd ------> Wait (Refuse, if a manifest says otherwise), unless a person approved
+//!      |  |- its maker's certificate: gone ---> Wait, likewise;  for another serial number: Refuse
 //!      |  '-------- all as it was ------------> Again
 //!      no
 //!      |-- a person denied -------------------> Deny
 //!      |-- a person approved -----------------> Admit
+//!      |-- its maker certified another serial -> Refuse
 //!      |-- its serial number is another's ----> Refuse; the other device's operator is told
 //!      |-- its line in a manifest: fits ------> Admit (Wait, if it has no TPM, and the line knows but a serial number)
 //!      |                           does not --> Refuse
@@ -19,6 +21,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use onboarding::enrol::MachineId;
+use onboarding::enrol::verifier::MachineStanding;
 use onboarding::quote::{Check, Outcome, Verdict};
 use operator_api::{
     AttestationLevel, EnrolmentRule, MachineFacts, MachineMatch, RuleEffect, WaitingDecision, fits,
@@ -37,6 +40,8 @@ pub struct Applicant {
     pub level: AttestationLevel,
     /// What it says of itself.
     pub facts: MachineFacts,
+    /// What its maker says of it.
+    pub standing: MachineStanding,
     /// The TPM's counters.
     pub counters: Option<Counters>,
 }
@@ -52,6 +57,10 @@ pub struct Enrolled {
     pub serial: String,
     /// Maker and model that it said before: they choose the policy that its boots are judged by.
     pub model: (String, String),
+    /// How strong its proof was before.
+    pub level: Option<AttestationLevel>,
+    /// The serial number for which its maker had certified its TPM; empty if none had.
+    pub certified_serial: String,
     /// The TPM's counters at the last boot that was seen.
     pub counters: Option<Counters>,
 }
@@ -147,13 +156,25 @@ pub fn decide(applicant: &Applicant, memory: &Memory<'_>) -> Decided {
     let unique = unique(applicant, memory, line);
     let counters = counters(applicant, memory);
     let model = model(applicant, memory);
-    let verdicts = vec![
+    let silent = silent(applicant, memory);
+    let mut verdicts = vec![
         verdict(Check::EndorsementUnique, unique.outcome.clone()),
         verdict(Check::Serial, serial.clone()),
         verdict(Check::Model, model.clone()),
         verdict(Check::ResetCount, counters.clone()),
     ];
+    if silent {
+        verdicts.push(verdict(
+            Check::MachineCertificate,
+            fail(
+                "the certificate of the machine's maker that it showed before",
+                "none",
+            ),
+        ));
+    }
     let odd = Odd {
+        certified: another(applicant, memory),
+        silent,
         serial: failed(&serial),
         model: failed(&model),
         counters: failed(&counters),
@@ -284,6 +305,25 @@ fn model(applicant: &Applicant, memory: &Memory<'_>) -> Outcome {
     }
 }
 
+/// Whether a device that its maker vouched for shows nothing of that any more. That its maker is trusted no longer is no sign of anything.
+fn silent(applicant: &Applicant, memory: &Memory<'_>) -> bool {
+    let was_gold = memory
+        .enrolled
+        .as_ref()
+        .is_some_and(|enrolled| enrolled.level == Some(AttestationLevel::Gold));
+    was_gold && applicant.standing == MachineStanding::Silent
+}
+
+/// Whether the machine's maker has certified its TPM for another serial number, and no person has let it in with both before.
+fn another(applicant: &Applicant, memory: &Memory<'_>) -> bool {
+    let MachineStanding::Another { serial, .. } = &applicant.standing else {
+        return false;
+    };
+    !memory.enrolled.as_ref().is_some_and(|enrolled| {
+        enrolled.certified_serial == *serial && enrolled.serial == applicant.facts.serial
+    })
+}
+
 /// Whether the TPM's counters have not gone back.
 fn counters(applicant: &Applicant, memory: &Memory<'_>) -> Outcome {
     let before = memory
@@ -316,6 +356,8 @@ pub fn counters_outcome(before: Option<Counters>, now: Option<Counters>) -> Outc
 /// What about a device is not as it was.
 #[derive(Clone, Copy)]
 struct Odd {
+    certified: bool,
+    silent: bool,
     serial: bool,
     model: bool,
     counters: bool,
@@ -332,8 +374,11 @@ fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd
         Some(WaitingDecision::Denied) => return denied(),
         decision => decision == Some(WaitingDecision::Approved),
     };
-    if approved || !(odd.serial || odd.model || odd.counters) {
+    if approved || !(odd.certified || odd.silent || odd.serial || odd.model || odd.counters) {
         return Decision::Again(enrolled.device);
+    }
+    if odd.certified {
+        return other_machine();
     }
     if odd.serial {
         let reason = "its serial number is not the one that it had: the mainboard or its firmware was changed";
@@ -350,6 +395,8 @@ fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd
     }
     let reason = if odd.model {
         "it says that it is another model than before"
+    } else if odd.silent {
+        "it showed its maker's certificate before, and shows none now"
     } else {
         "its TPM's counters have gone back: it was cleared"
     };
@@ -361,6 +408,13 @@ fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd
 fn denied() -> Decision {
     Decision::Deny {
         reason: "an operator has denied this machine".to_owned(),
+    }
+}
+
+fn other_machine() -> Decision {
+    Decision::Refuse {
+        reason: "its maker has certified its TPM for a machine with another serial number: board or TPM were moved, or it says a false number"
+            .to_owned(),
     }
 }
 
@@ -394,6 +448,9 @@ fn fresh(
             });
         }
         _ => {}
+    }
+    if another(applicant, memory) {
+        return other_machine();
     }
     if failed(&unique.outcome) {
         return Decision::Refuse {
@@ -459,7 +516,11 @@ pub fn matches(matching: &MachineMatch, level: AttestationLevel, facts: &Machine
     let pattern = |pattern: &Option<String>, text: &str| {
         pattern.as_ref().is_none_or(|pattern| fits(pattern, text))
     };
+    let gold = level == AttestationLevel::Gold;
     matching.certified.is_none_or(|wanted| wanted == certified)
+        && matching
+            .machine_certified
+            .is_none_or(|wanted| wanted == gold)
         && (matching.endorsement_issuer.is_none() || certified)
         && pattern(&matching.endorsement_issuer, &facts.endorsement_issuer)
         && pattern(&matching.manufacturer, &facts.manufacturer)

@@ -5,17 +5,18 @@
 //! | Manifest | every line is understood; signed by a trusted key, or said not to be; no line names what another manifest names |
 //! | EnrolmentRule | none but its form |
 //! | TrustedKey | a P-256 public key |
-//! | TpmMaker | certificates that can be read |
+//! | TpmMaker | certificates that can be read; revocation lists that one of them signed |
 //! | AttestationPolicy | the verifier takes it |
 //! | BootReference | signed by the key that stands in it |
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use onboarding::enrol::endorsement::Makers;
+use jiff::Timestamp;
+use onboarding::enrol::revocation::RevocationList;
 use onboarding::policy::SignedReference;
 use operator_api::{
-    AttestationPolicy, BootReference, EnrolmentRule, FieldError, Manifest, Object as _, TpmMaker,
-    TrustedKey,
+    AttestationPolicy, BootReference, ConditionStatus, EnrolmentRule, FieldError, Manifest,
+    Object as _, RevocationListStatus, TpmMaker, TrustedKey,
 };
 use protocol::digest::Digest;
 use protocol::ids::{
@@ -25,6 +26,8 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 
 use super::objects::{Governed, id_of};
+use super::status::condition;
+use super::trust::read_maker;
 use super::{Fault, Fleet, manifest};
 use crate::store::objects::Links;
 use crate::store::{Connection, StoreError, identities, manifests, objects};
@@ -240,11 +243,98 @@ believed!(TrustedKey, TrustedKeyId, |key| {
         .map(drop)
         .map_err(|error| ("spec.publicKey", error))
 });
-believed!(TpmMaker, TpmMakerId, |maker| {
-    Makers::from_pem(&maker.spec.certificates)
-        .map(drop)
-        .map_err(|error| ("spec.certificates", error.to_string()))
-});
+
+impl Governed for TpmMaker {
+    async fn admit(_: &mut Connection, new: &Self, _: Option<&Self>) -> Result<Links, Fault> {
+        read_maker(&new.spec).map_err(|(field, message)| {
+            let what = format!("writing {} `{}`", Self::KIND, new.metadata.name);
+            Fault::field(what, field, message)
+        })?;
+        Ok(Links::default())
+    }
+
+    async fn concerned(
+        _: &mut Connection,
+        _: &Self,
+        _: Links,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn may_go(_: &mut Connection, _: &Self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    async fn written(connection: &mut Connection, object: &mut Self) -> Result<(), Fault> {
+        // What was admitted can be read.
+        if let Ok(makers) = read_maker(&object.spec) {
+            object.status.revocation_lists = makers.revocations().iter().map(list_status).collect();
+        }
+        objects::set_status::<Self>(connection, id_of(object)?, &object.status).await?;
+        Ok(())
+    }
+
+    fn changed(fleet: &Fleet, _: &Self) {
+        fleet.believed.drop_all();
+    }
+
+    fn gone(fleet: &Fleet, _: TpmMakerId) {
+        fleet.believed.drop_all();
+    }
+
+    async fn shown(_: &Fleet, _: &mut Connection, object: Self) -> Result<Self, StoreError> {
+        Ok(dated(object, Timestamp::now()))
+    }
+}
+
+fn list_status(list: &RevocationList) -> RevocationListStatus {
+    let time = |seconds: i64| Timestamp::from_second(seconds).ok();
+    RevocationListStatus {
+        issuer: list.issuer().to_owned(),
+        revoked: u32::try_from(list.len()).unwrap_or(u32::MAX),
+        made: time(list.made()),
+        next: list.next().and_then(time),
+    }
+}
+
+/// Says whether a maker's lists are the newest that it has promised.
+fn dated(mut maker: TpmMaker, now: Timestamp) -> TpmMaker {
+    let lists = &maker.status.revocation_lists;
+    if lists.is_empty() {
+        return maker;
+    }
+    let over = lists
+        .iter()
+        .filter_map(|list| Some((list.next.filter(|next| *next < now)?, &list.issuer)))
+        .min();
+    let (status, reason, message, since) = match over {
+        Some((next, issuer)) => (
+            ConditionStatus::False,
+            "NextUpdateOver",
+            format!(
+                "the list of {issuer} still counts, but a newer one was due at {next}: import it"
+            ),
+            next,
+        ),
+        None => {
+            let made = lists.iter().filter_map(|list| list.made).max();
+            (
+                ConditionStatus::True,
+                "UpToDate",
+                String::new(),
+                made.unwrap_or(now),
+            )
+        }
+    };
+    condition(
+        &mut maker.status.conditions,
+        "RevocationCurrent",
+        status,
+        (reason, &message),
+        since,
+    );
+    maker
+}
 
 /// The kinds on which it hangs what is believed of a boot: with every change, all devices attest anew.
 macro_rules! judged {

@@ -1,10 +1,13 @@
-//! Whom and what the fleet believes, in memory: makers of TPMs, rules, policies. Read from the store when it is needed, and dropped when an
+//! Whom and what the fleet believes, in memory: makers of TPMs and of machines, rules, policies. Read from the store when it is needed, and dropped when an
 //! operator changes any of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use onboarding::enrol::endorsement::Makers;
-use operator_api::{AttestationPolicy, BootReference, EnrolmentRule, TpmMaker};
+use onboarding::enrol::revocation;
+use operator_api::{
+    AttestationPolicy, BootReference, EnrolmentRule, Makes, TpmMaker, TpmMakerSpec,
+};
 
 use super::policy::Rulings;
 use super::{Fleet, admission};
@@ -14,6 +17,8 @@ use crate::store::{StoreError, objects};
 pub struct Trust {
     /// Makers of TPMs.
     pub makers: Makers,
+    /// Makers of machines.
+    pub machine_makers: Makers,
     /// Rules, in the order in which they are asked.
     pub rules: Vec<EnrolmentRule>,
     /// Policies of attestation, and references of images.
@@ -46,6 +51,18 @@ impl Cache {
     }
 }
 
+/// A maker's certificates, with what it has revoked; or the field that is wrong, and what is wrong with it.
+pub(super) fn read_maker(spec: &TpmMakerSpec) -> Result<Makers, (String, String)> {
+    let mut makers = Makers::from_pem(&spec.certificates)
+        .map_err(|error| ("spec.certificates".to_owned(), error.to_string()))?;
+    for (number, list) in spec.revocation_lists.iter().enumerate() {
+        revocation::decode(list)
+            .and_then(|der| makers.revoke(&der))
+            .map_err(|error| (format!("spec.revocationLists[{number}]"), error.to_string()))?;
+    }
+    Ok(makers)
+}
+
 impl Fleet {
     /// What is believed now.
     pub(super) async fn trust(&self) -> Result<Arc<Trust>, StoreError> {
@@ -59,16 +76,25 @@ impl Fleet {
         let mut reader = self.store.read().await?;
         let mut rules: Vec<EnrolmentRule> = objects::list(&mut reader).await?;
         admission::order(&mut rules);
-        let makers: Vec<TpmMaker> = objects::list(&mut reader).await?;
-        let pem: String = makers
-            .iter()
-            .map(|maker| format!("{}\n", maker.spec.certificates))
-            .collect();
-        // Each maker was read when it was written; together they are no worse.
-        let makers = Makers::from_pem(&pem).unwrap_or_else(|error| {
-            tracing::error!(%error, "the TPM makers' certificates; none of them counts");
-            Makers::none()
-        });
+        let (mut makers, mut machine_makers) = (Makers::none(), Makers::none());
+        for maker in objects::list::<TpmMaker>(&mut reader).await? {
+            // It was read when it was written. One that cannot be any more counts for nothing: without its revocations, less still.
+            match read_maker(&maker.spec) {
+                Ok(read) => match maker.spec.makes {
+                    Makes::Tpms => makers.join(read),
+                    Makes::Machines => machine_makers.join(read),
+                },
+                Err((field, error)) => {
+                    let maker = &maker.metadata.name;
+                    tracing::error!(
+                        maker,
+                        field,
+                        error,
+                        "a maker that cannot be read; it does not count"
+                    );
+                }
+            }
+        }
         // First: what is written between the two makes the stamp an old one, and the judgement void.
         let stamp = objects::stamp_of_policies(&mut reader).await?;
         let policies: Vec<AttestationPolicy> = objects::list(&mut reader).await?;
@@ -78,6 +104,7 @@ impl Fleet {
             .map(|reference| (reference.metadata.name, reference.spec.document));
         let trust = Arc::new(Trust {
             makers,
+            machine_makers,
             rules,
             rulings: Rulings::new(policies, documents),
             stamp,

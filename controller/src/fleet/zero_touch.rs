@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use onboarding::enrol::verifier::{self, Delegation, Proven};
+use onboarding::enrol::verifier::{self, Delegation, MachineStanding, Proven};
 use onboarding::quote::{Check, Outcome};
 use operator_api::{
     AttestationLevel, BootOccasion, Device, DeviceSpec, DeviceStatus, Hardware, MachineFacts,
@@ -182,6 +182,7 @@ impl Fleet {
             delegate: &authority.delegate,
             now_ms: Timestamp::now().as_millisecond(),
             makers: &trust.makers,
+            machine_makers: &trust.machine_makers,
             warn: &[],
         };
         let judged = verifier::verify(&evidence, &known);
@@ -232,6 +233,10 @@ impl Fleet {
             check: Check::NonceUnused,
             outcome: Outcome::Pass,
         });
+        // Where a memory has more to say of a check than the proof alone, its word stands.
+        report
+            .verdicts
+            .retain(|it| decided.verdicts.iter().all(|other| other.check != it.check));
         report.verdicts.extend(decided.verdicts.clone());
         for failed in report.failures() {
             tracing::warn!(%machine, verdict = %failed, "enrolment");
@@ -541,6 +546,11 @@ fn wire_level(level: AttestationLevel) -> wire::Level {
 
 fn applicant(proven: &Proven, level: AttestationLevel) -> Applicant {
     let machine = &proven.hello.machine;
+    let (machine_issuer, certified_serial) = match &proven.standing {
+        MachineStanding::Known { maker } => (maker.clone(), machine.serial.clone()),
+        MachineStanding::Another { maker, serial } => (maker.clone(), serial.clone()),
+        MachineStanding::Silent | MachineStanding::Unproven => (String::new(), String::new()),
+    };
     Applicant {
         machine: proven.machine,
         level,
@@ -551,7 +561,10 @@ fn applicant(proven: &Proven, level: AttestationLevel) -> Applicant {
             firmware_version: machine.firmware_version.clone(),
             image_version: proven.hello.image_version.clone(),
             endorsement_issuer: proven.maker.clone().unwrap_or_default(),
+            machine_issuer,
+            certified_serial,
         },
+        standing: proven.standing.clone(),
         counters: proven.boot.map(|boot| Counters {
             resets: boot.reset_count,
             clock: boot.clock_ms,
@@ -574,6 +587,8 @@ async fn remember(
                 revoked: device.is_some_and(|device| device.spec.revoked),
                 serial: known.serial,
                 model: (known.facts.manufacturer, known.facts.product),
+                level: known.level,
+                certified_serial: known.facts.certified_serial,
                 counters: known.counters,
             })
         }

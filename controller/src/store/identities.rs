@@ -70,6 +70,8 @@ pub struct Enrolled {
     pub serial: String,
     /// What else it said of itself.
     pub facts: MachineFacts,
+    /// How strong its proof was.
+    pub level: Option<AttestationLevel>,
     /// The TPM's counters at the last boot that was seen.
     pub counters: Option<Counters>,
 }
@@ -298,7 +300,7 @@ pub async fn by_machine(
     machine: &MachineId,
 ) -> Result<Option<Enrolled>, StoreError> {
     let row = sqlx::query(
-        "SELECT device, serial, facts, reset_count, clock FROM identities WHERE machine = $1",
+        "SELECT device, serial, facts, enrolled_level, reset_count, clock FROM identities WHERE machine = $1",
     )
     .bind(machine.bytes().as_slice())
     .find(connection, ACTION)
@@ -307,8 +309,13 @@ pub async fn by_machine(
         let device = device(&row)?;
         let facts: Option<&str> = row.try_get("facts").tried(ACTION)?;
         let facts = facts.map(serde_json::from_str).transpose();
+        let level: Option<String> = row.try_get("enrolled_level").tried(ACTION)?;
+        let level = level.map(|text| serde_json::from_value(text.into()));
         Ok(Enrolled {
             device,
+            level: level
+                .transpose()
+                .map_err(|error| damaged(ACTION, device.to_string(), error))?,
             serial: row.try_get("serial").tried(ACTION)?,
             facts: facts
                 .map_err(|error| damaged(ACTION, device.to_string(), error))?

@@ -8,9 +8,14 @@ mod attestation;
 mod device;
 mod device_api;
 mod enrol_attacks;
+mod gold;
 mod killed;
 mod logs;
 mod machine;
+// The verifier's own tests have the same makers.
+#[allow(dead_code)]
+#[path = "../../../onboarding/tests/support/maker.rs"]
+mod maker;
 mod operator_api;
 mod policy;
 mod push;

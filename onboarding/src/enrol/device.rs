@@ -16,15 +16,15 @@ use protocol::enrolment::hpke::{self, Sealed};
 use protocol::enrolment::owner::{self, Delegate, Pinned};
 use protocol::enrolment::transcript::{Secret, Transcript};
 use protocol::enrolment::wire::{
-    self, ChallengePayload, EvidenceBody, GrantPayload, Level, SealedGrant, SignedGrant,
-    SoftwareProof, Statement, TpmProof, challenge_payload, evidence_body,
+    self, ChallengePayload, EvidenceBody, GrantPayload, Level, MachineProof, SealedGrant,
+    SignedGrant, SoftwareProof, Statement, TpmProof, challenge_payload, evidence_body,
 };
 use protocol::enrolment::{NONCE_BYTES, VERSION};
 use protocol::keys::{Signer as _, VerifyingKey, sha256};
 
 use super::{EnrolError, SECRET_CONTEXT, random};
 use crate::attest::device::{gzip, make_evidence};
-use crate::keys::{EndorsementMaker, Identity};
+use crate::keys::{EndorsementMaker, Identity, MachineStatement};
 use crate::smbios::Machine;
 use crate::tpm::{Attested, PcrSelection};
 
@@ -231,9 +231,12 @@ fn with_tpm(
     let none = || EnrolError::Secret("the TPM is gone".to_owned());
     let [device_certified, agreement_certified] =
         identity.certify(transcript.bytes())?.ok_or_else(none)?;
+    let machine = identity.vouch(transcript.bytes())?.map(machine_proof);
     let quoted = make_evidence(identity, transcript.bytes(), event_log)?.ok_or_else(none)?;
     let mut event_log = quoted.event_log.map(|log| gzip(&log)).unwrap_or_default();
-    if event_log.len() > MAX_PACKED_LOG {
+    // What the machine's maker left may take the place that was the log's.
+    let taken = machine.as_ref().map_or(0, prost::Message::encoded_len);
+    if event_log.len().saturating_add(taken) > MAX_PACKED_LOG {
         tracing::warn!(
             "the packed event log of {} bytes is too long for a request; sent without",
             event_log.len()
@@ -252,8 +255,19 @@ fn with_tpm(
         pcr_values: quoted.pcrs.iter().flat_map(|(_, value)| *value).collect(),
         event_log,
         device_signature: identity.sign_p256_sha256(transcript.bytes())?.to_vec(),
+        machine,
     };
     Ok((transcript, evidence_body::Proof::Tpm(proof)))
+}
+
+fn machine_proof(said: MachineStatement) -> MachineProof {
+    MachineProof {
+        public: said.public,
+        certificate: said.certificate,
+        chain: said.chain,
+        attestation_certified: Some(statement(said.attestation_certified)),
+        machine_certified: Some(statement(said.machine_certified)),
+    }
 }
 
 fn statement(attested: Attested) -> Statement {

@@ -1,20 +1,25 @@
-//! Whose TPM it is: an endorsement key's form, its certificate, and the makers that the owner trusts.
+//! Whose TPM it is, and whose machine: an endorsement key's form, the certificates for it and for a machine's initial attestation key, and
+//! the makers that the owner trusts.
 //!
 //! ```text
-//! EK public area --same key--> EK certificate --issuer, signature--> intermediate ... --> an anchor that the owner trusts
+//! public area --same key--> certificate --issuer, signature--> intermediate ... --> an anchor that the owner trusts
+//!                                '------------------ none of them revoked ------------------'
 //! ```
 //!
 //! A certificate's end of life is ignored, because a TPM outlives it and nobody renews it (TCG EK Credential Profile, 3.2.5 lets it have
-//! none); its algorithms are not: what is signed with SHA-1 or with RSA below 2048 bits counts as signed by nobody. Nothing is fetched:
-//! what is not in the TPM or in the owner's list is not there.
+//! none); its algorithms are not: what is signed with SHA-1 or with RSA below 2048 bits counts as signed by nobody. Certificates for machines'
+//! keys have no end that counts either (TPM 2.0 Keys for Device Identity and Attestation, 8.1: 99991231235959Z). Nothing is fetched: what
+//! is not in the TPM or in the owner's list is not there.
 
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::asn1_rs::{Oid, oid};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::asn1_rs::{Any, Oid, Tag, oid};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer as _;
 
+use super::revocation::{RevocationError, RevocationList};
 use crate::keys::is_for;
+use crate::smbios::clean;
 use crate::tpm::template::{EkAlgorithm, endorsement_key};
 use crate::wire::{Public, PublicKind};
 
@@ -26,7 +31,7 @@ pub const MAX_CHAIN: usize = 5;
 const MAX_ANCHORS: usize = 2000;
 
 /// sha256WithRSAEncryption, sha384..., sha512..., ecdsa-with-SHA256, -SHA384, RSASSA-PSS.
-const SIGNATURES: [Oid<'static>; 6] = [
+pub(super) const SIGNATURES: [Oid<'static>; 6] = [
     oid!(1.2.840.113549.1.1.11),
     oid!(1.2.840.113549.1.1.12),
     oid!(1.2.840.113549.1.1.13),
@@ -36,6 +41,43 @@ const SIGNATURES: [Oid<'static>; 6] = [
 ];
 /// tcg-kp-EKCertificate.
 const EK_USAGE: Oid<'static> = oid!(2.23.133.8.1);
+/// tcg-kp-AIKCertificate, and that a key was seen in a TPM, fixed to it, restricted (TPM 2.0 Keys for Device Identity and Attestation,
+/// 8.2): tcg-cap-verifiedTPMResidency, ...Fixed, ...Restricted.
+const MACHINE_USAGES: [Oid<'static>; 4] = [
+    oid!(2.23.133.8.3),
+    oid!(2.23.133.11.1.1),
+    oid!(2.23.133.11.1.2),
+    oid!(2.23.133.11.1.3),
+];
+/// serialNumber of a name (X.520, 6.2.9).
+const SERIAL: Oid<'static> = oid!(2.5.4.5);
+/// id-on-hardwareModuleName (RFC 4108, 5), and the kind of hardware that is a TPM 2.0: then its number is the TPM's, not the machine's.
+const HARDWARE_MODULE: Oid<'static> = oid!(1.3.6.1.5.5.7.8.4);
+const TPM_MODULE: Oid<'static> = oid!(2.23.133.1.2);
+
+/// What a certificate is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Endorsement,
+    Machine,
+}
+
+impl Purpose {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Endorsement => "the endorsement key",
+            Self::Machine => "the initial attestation key",
+        }
+    }
+
+    fn allows(self, usage: &Oid<'_>) -> bool {
+        match self {
+            Self::Endorsement => *usage == EK_USAGE,
+            Self::Machine => MACHINE_USAGES.contains(usage),
+        }
+    }
+}
+
 /// The template that an endorsement key was made after; `None` if it is after none of those that are known here. The form is exact, so
 /// that one key has one name.
 #[must_use]
@@ -54,18 +96,19 @@ pub fn form(public: &Public) -> Option<EkAlgorithm> {
     (blank == endorsement_key(algorithm) && *public != blank).then_some(algorithm)
 }
 
-/// Roots (and intermediate authorities) of TPM makers that the owner trusts. Whatever is in the list is trusted for itself, whoever
-/// signed it.
+/// Roots (and intermediate authorities) of makers that the owner trusts, of TPMs or of machines, and what they have revoked. Whatever is in
+/// the list is trusted for itself, whoever signed it, unless it is revoked.
 #[derive(Debug, Clone, Default)]
 pub struct Makers {
     anchors: Vec<Vec<u8>>,
+    revocations: Vec<RevocationList>,
 }
 
 /// Why a list of makers was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum MakersError {
     /// A block of the text is no certificate.
-    #[error("reading the TPM makers' certificates: number {number}: {what}")]
+    #[error("reading the makers' certificates: number {number}: {what}")]
     Certificate {
         /// Counted from 1.
         number: usize,
@@ -73,10 +116,10 @@ pub enum MakersError {
         what: String,
     },
     /// The list is too long.
-    #[error("reading the TPM makers' certificates: there are more than {MAX_ANCHORS}")]
+    #[error("reading the makers' certificates: there are more than {MAX_ANCHORS}")]
     TooMany,
     /// There is no block in the text.
-    #[error("reading the TPM makers' certificates: there is no certificate in PEM")]
+    #[error("reading the makers' certificates: there is no certificate in PEM")]
     Empty,
 }
 
@@ -118,7 +161,38 @@ impl Makers {
         if anchors.is_empty() {
             return Err(MakersError::Empty);
         }
-        Ok(Self { anchors })
+        Ok(Self {
+            anchors,
+            revocations: vec![],
+        })
+    }
+
+    /// Adds what these makers have revoked: a list, DER, that one of them signed.
+    ///
+    /// # Errors
+    /// [`RevocationError`].
+    pub fn revoke(&mut self, list: &[u8]) -> Result<(), RevocationError> {
+        // Read before they were taken.
+        let authorities: Vec<_> = self
+            .anchors
+            .iter()
+            .filter_map(|der| read(der).ok())
+            .collect();
+        let list = RevocationList::read(list, &authorities)?;
+        self.revocations.push(list);
+        Ok(())
+    }
+
+    /// What was revoked, list by list.
+    #[must_use]
+    pub fn revocations(&self) -> &[RevocationList] {
+        &self.revocations
+    }
+
+    /// Adds other makers, with what they have revoked.
+    pub fn join(&mut self, others: Self) {
+        self.anchors.extend(others.anchors);
+        self.revocations.extend(others.revocations);
     }
 
     /// How many there are.
@@ -136,27 +210,58 @@ impl Makers {
     /// Judges an EK certificate, DER, and what leads from it to an anchor.
     #[must_use]
     pub fn judge(&self, public: &Public, certificate: &[u8], chain: &[Vec<u8>]) -> Endorsed {
-        match self.follow(public, certificate, chain) {
-            Ok(maker) => Endorsed::Trusted { maker },
-            Err(verdict) => verdict,
+        self.follow(Purpose::Endorsement, public, certificate, chain)
+            .map_or_else(|verdict| verdict, |maker| Endorsed::Trusted { maker })
+    }
+
+    /// Likewise the certificate of a machine's initial attestation key.
+    #[must_use]
+    pub fn judge_machine(
+        &self,
+        public: &Public,
+        certificate: &[u8],
+        chain: &[Vec<u8>],
+    ) -> Endorsed {
+        self.follow(Purpose::Machine, public, certificate, chain)
+            .map_or_else(|verdict| verdict, |maker| Endorsed::Trusted { maker })
+    }
+
+    /// Refutes a certificate that its issuer has revoked. By the issuer's name: a maker that changes its key under one name numbers its
+    /// certificates on, and one that takes back too much is asked, one that takes back too little lets a thief in.
+    fn not_revoked(&self, certificate: &X509Certificate<'_>) -> Result<(), Endorsed> {
+        match self
+            .revocations
+            .iter()
+            .find_map(|list| list.on(certificate))
+        {
+            None => Ok(()),
+            Some(revoked) => Err(Endorsed::Refuted(format!(
+                "{} revoked the certificate with serial number {} at {}",
+                certificate.issuer(),
+                revoked.serial,
+                revoked.time
+            ))),
         }
     }
 
     fn follow(
         &self,
+        purpose: Purpose,
         public: &Public,
         certificate: &[u8],
         chain: &[Vec<u8>],
     ) -> Result<String, Endorsed> {
         let leaf = read(certificate).map_err(Endorsed::Refuted)?;
         if !is_for(&leaf, public) {
-            return Err(Endorsed::Refuted(
-                "it is for another key than the endorsement key".to_owned(),
-            ));
+            return Err(Endorsed::Refuted(format!(
+                "it is for another key than {}",
+                purpose.key()
+            )));
         }
-        check_leaf(&leaf).map_err(Endorsed::Refuted)?;
+        check_leaf(&leaf, purpose).map_err(Endorsed::Refuted)?;
         let mut present = leaf;
         for depth in 0..=MAX_CHAIN {
+            self.not_revoked(&present)?;
             if let Some(name) = self.anchored(&present, depth)? {
                 return Ok(name);
             }
@@ -195,6 +300,7 @@ impl Makers {
                 continue;
             }
             if signed(present, &anchor) {
+                self.not_revoked(&anchor)?;
                 return Ok(Some(anchor.subject().to_string()));
             }
             named |= !names_another_key(present, &anchor);
@@ -209,7 +315,7 @@ impl Makers {
     }
 }
 
-/// What an EK certificate is worth.
+/// What a certificate is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endorsed {
     /// It leads to an anchor, with this name.
@@ -271,16 +377,12 @@ fn names_another_key(certificate: &X509Certificate<'_>, issuer: &X509Certificate
 
 /// Whether an authority may sign a certificate with `depth` others below that one.
 fn may_sign(authority: &X509Certificate<'_>, depth: usize) -> bool {
-    let is_authority = match authority.basic_constraints() {
-        Ok(Some(constraints)) => {
-            constraints.value.ca
-                && constraints
-                    .value
-                    .path_len_constraint
-                    .is_none_or(|most| usize::try_from(most).is_ok_and(|most| depth <= most))
-        }
-        // Some makers' roots are of X.509's first version, which has no extensions.
-        Ok(None) => authority.extensions().is_empty(),
+    let deep_enough = match authority.basic_constraints() {
+        Ok(Some(constraints)) => constraints
+            .value
+            .path_len_constraint
+            .is_none_or(|most| usize::try_from(most).is_ok_and(|most| depth <= most)),
+        Ok(None) => true,
         Err(_) => false,
     };
     let may = match authority.key_usage() {
@@ -288,24 +390,98 @@ fn may_sign(authority: &X509Certificate<'_>, depth: usize) -> bool {
         Ok(None) => true,
         Err(_) => false,
     };
-    is_authority && may && unknown_critical(authority).is_none()
+    is_authority(authority) && deep_enough && may
 }
 
-/// What an EK certificate must be besides signed.
-fn check_leaf(leaf: &X509Certificate<'_>) -> Result<(), String> {
+/// Whether a certificate is an authority's.
+pub(super) fn is_authority(certificate: &X509Certificate<'_>) -> bool {
+    let says_so = match certificate.basic_constraints() {
+        Ok(Some(constraints)) => constraints.value.ca,
+        // Some makers' roots are of X.509's first version, which has no extensions.
+        Ok(None) => certificate.extensions().is_empty(),
+        Err(_) => false,
+    };
+    says_so && unknown_critical(certificate).is_none()
+}
+
+/// What the certificate of a TPM's key must be besides signed.
+fn check_leaf(leaf: &X509Certificate<'_>, purpose: Purpose) -> Result<(), String> {
     if leaf.is_ca() {
         return Err("it is an authority's certificate".to_owned());
     }
     if let Some(what) = unknown_critical(leaf) {
         return Err(format!("its critical extension {what} is not known"));
     }
+    if purpose == Purpose::Machine {
+        match leaf.key_usage() {
+            Ok(None) => {}
+            Ok(Some(usage)) if usage.value.digital_signature() => {}
+            Ok(Some(_)) => return Err("it is not for a key that signs".to_owned()),
+            Err(error) => return Err(format!("its key usage: {error}")),
+        }
+    }
     match leaf.extended_key_usage() {
-        // Certificates of the first TPMs have none.
+        // Certificates of the first TPMs have none, and for machines' keys one is only recommended.
         Ok(None) => Ok(()),
-        Ok(Some(usage)) if usage.value.any || usage.value.other.contains(&EK_USAGE) => Ok(()),
-        Ok(Some(_)) => Err("it is not for an endorsement key".to_owned()),
+        Ok(Some(usage))
+            if usage.value.any || usage.value.other.iter().any(|oid| purpose.allows(oid)) =>
+        {
+            Ok(())
+        }
+        Ok(Some(_)) => Err(match purpose {
+            Purpose::Endorsement => "it is not for an endorsement key".to_owned(),
+            Purpose::Machine => "it is not for an attestation key".to_owned(),
+        }),
         Err(error) => Err(format!("its extended key usage: {error}")),
     }
+}
+
+/// The serial number of the machine that a certificate, DER, is for, in the form in which machines say theirs: the subject's, or else that
+/// of a hardware module that is not the TPM. `None` if it names none, or several.
+#[must_use]
+pub fn named_serial(certificate: &[u8]) -> Option<String> {
+    let certificate = read(certificate).ok()?;
+    let mut named: Vec<String> = certificate
+        .subject()
+        .iter_attributes()
+        .filter(|attribute| *attribute.attr_type() == SERIAL)
+        .filter_map(|attribute| attribute.as_str().ok().map(clean))
+        .collect();
+    if named.is_empty()
+        && let Ok(Some(names)) = certificate.subject_alternative_name()
+    {
+        named = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(module_serial)
+            .collect();
+    }
+    match named.as_slice() {
+        [serial] if !serial.is_empty() => Some(serial.clone()),
+        _ => None,
+    }
+}
+
+/// The serial number in a HardwareModuleName (RFC 4108, 5): `SEQUENCE { hwType OBJECT IDENTIFIER, hwSerialNum OCTET STRING }`.
+fn module_serial(name: &GeneralName<'_>) -> Option<String> {
+    let GeneralName::OtherName(kind, value) = name else {
+        return None;
+    };
+    if *kind != HARDWARE_MODULE {
+        return None;
+    }
+    let (_, tagged) = Any::from_der(value).ok()?;
+    let (_, module) = Any::from_der(tagged.data).ok()?;
+    if module.tag() != Tag::Sequence {
+        return None;
+    }
+    let (left, kind) = Oid::from_der(module.data).ok()?;
+    let (_, number) = Any::from_der(left).ok()?;
+    if kind == TPM_MODULE || number.tag() != Tag::OctetString {
+        return None;
+    }
+    std::str::from_utf8(number.data).ok().map(clean)
 }
 
 /// A critical extension whose meaning is not known here: whoever does not know it must not accept the certificate (RFC 5280, 4.2). An EK's

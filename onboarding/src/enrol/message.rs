@@ -11,6 +11,7 @@ use protocol::enrolment::wire::{
 use protocol::enrolment::{MAX_REQUEST, NONCE_BYTES, VERSION};
 
 use super::endorsement::{MAX_CERTIFICATE, MAX_CHAIN};
+use super::machine::Shown;
 use super::{EnrolError, Hello, HelloKeys, TpmHello};
 use crate::eventlog::MAX_LOG;
 use crate::smbios::{Machine, clean};
@@ -54,6 +55,8 @@ pub(super) struct Statements {
     pub(super) device_signature: Vec<u8>,
     pub(super) agreement: Public,
     pub(super) agreement_certified: Statement,
+    /// What the machine's maker left in the TPM, if it did.
+    pub(super) machine: Option<Shown>,
     pub(super) quote: Statement,
     pub(super) pcrs: Vec<(u32, [u8; 32])>,
     /// Unpacked; an error text if it cannot be.
@@ -176,23 +179,11 @@ pub fn read_hello(bytes: &[u8]) -> Result<Hello, EnrolError> {
 }
 
 fn tpm_keys(keys: wire::TpmKeys) -> Result<TpmHello, EnrolError> {
-    within(
+    certificates(
         "endorsement certificate",
-        keys.endorsement_certificate.len(),
-        MAX_CERTIFICATE,
+        &keys.endorsement_certificate,
+        &keys.endorsement_chain,
     )?;
-    within(
-        "number of certificates above it",
-        keys.endorsement_chain.len(),
-        MAX_CHAIN,
-    )?;
-    for certificate in &keys.endorsement_chain {
-        within(
-            "certificate above the endorsement certificate",
-            certificate.len(),
-            MAX_CERTIFICATE,
-        )?;
-    }
     within("TPM's maker", keys.tpm_maker.len(), 16)?;
     Ok(TpmHello {
         endorsement: public("endorsement key", &keys.endorsement_public)?,
@@ -201,6 +192,36 @@ fn tpm_keys(keys: wire::TpmKeys) -> Result<TpmHello, EnrolError> {
         attestation: public("attestation key", &keys.attestation_public)?,
         tpm_maker: clean(&keys.tpm_maker),
         tpm_firmware: keys.tpm_firmware,
+    })
+}
+
+/// A certificate, and those that lead from it to its root.
+fn certificates(
+    what: &'static str,
+    certificate: &[u8],
+    chain: &[Vec<u8>],
+) -> Result<(), EnrolError> {
+    within(what, certificate.len(), MAX_CERTIFICATE)?;
+    within("number of certificates above it", chain.len(), MAX_CHAIN)?;
+    chain
+        .iter()
+        .try_for_each(|above| within("certificate above it", above.len(), MAX_CERTIFICATE))
+}
+
+fn machine(proof: wire::MachineProof) -> Result<Shown, EnrolError> {
+    certificates("machine's certificate", &proof.certificate, &proof.chain)?;
+    Ok(Shown {
+        public: public("initial attestation key", &proof.public)?,
+        certificate: proof.certificate,
+        chain: proof.chain,
+        attestation_certified: statement(
+            "attestation key's certification",
+            proof.attestation_certified,
+        )?,
+        machine_certified: statement(
+            "initial attestation key's certification",
+            proof.machine_certified,
+        )?,
     })
 }
 
@@ -288,6 +309,7 @@ fn statements(proof: TpmProof) -> Result<Statements, EnrolError> {
         device_signature: proof.device_signature,
         agreement: public("agreement key", &proof.agreement_public)?,
         agreement_certified: statement("agreement key's certification", proof.agreement_certified)?,
+        machine: proof.machine.map(machine).transpose()?,
         quote: statement("quote", proof.quote)?,
         pcrs: (0..).zip(values.iter().copied()).collect(),
         event_log: unpack(&proof.event_log),

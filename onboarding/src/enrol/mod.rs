@@ -18,17 +18,23 @@
 //! | `cookie` | the controller's memory of a challenge, which travels with it |
 //! | `message` | reading of what devices send |
 //! | [`credential`] | TPM2_MakeCredential without a TPM |
+//! | `certified` | what a TPM says of the keys in it |
 //! | [`endorsement`] | whose TPM it is: templates, certificates, makers |
+//! | [`revocation`] | what makers have taken back |
+//! | `machine` | which machine is around the TPM |
 //! | [`mark`] | the owner's mark in the TPM, which outlives a wiped disk |
 //!
 //! The messages and their sealing are `protocol::enrolment`'s; the reasons stand in the book's page "Enrolment".
 
+mod certified;
 mod cookie;
 pub mod credential;
 pub mod device;
 pub mod endorsement;
+mod machine;
 pub mod mark;
 mod message;
+pub mod revocation;
 pub mod verifier;
 
 use std::fmt;

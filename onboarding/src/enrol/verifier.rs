@@ -19,22 +19,22 @@ use protocol::enrolment::hpke;
 use protocol::enrolment::owner::{self, Delegate};
 use protocol::enrolment::transcript::{Secret, Transcript};
 use protocol::enrolment::wire::{
-    self, ChallengePayload, GrantPayload, Level, OwnerChain, SealedGrant, SignedGrant, Statement,
+    self, ChallengePayload, GrantPayload, Level, OwnerChain, SealedGrant, SignedGrant,
     WrappedSecret, challenge_payload,
 };
 use protocol::keys::{Signer, VerifyingKey, sha256};
-use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
+use super::certified::{Certification, certified, point};
 pub use super::cookie::CookieKey;
 use super::endorsement::{Endorsed, Makers, form};
+use super::machine;
+pub use super::machine::MachineStanding;
 pub use super::message::{Evidence, read_evidence, read_hello};
 use super::message::{Proof, Statements};
 use super::{
     EnrolError, Hello, HelloKeys, MachineId, SECRET_CONTEXT, TpmHello, credential, random,
 };
-use crate::quote::{
-    self, Bench, BootFacts, Check, GENERATED, Outcome, Question, Report, Statement as Said,
-};
+use crate::quote::{self, Bench, BootFacts, Check, Outcome, Question, Report};
 use crate::tpm::PcrSelection;
 use crate::tpm::template::{KeyUse, matches};
 use crate::wire::{EccPoint, Public};
@@ -110,6 +110,8 @@ pub struct Known<'a> {
     pub now_ms: i64,
     /// Makers of TPMs that the owner trusts.
     pub makers: &'a Makers,
+    /// Makers of machines that the owner trusts.
+    pub machine_makers: &'a Makers,
     /// What the policy only warns of. Of the checks here that counts for the event log's two: their failure then keeps no machine from
     /// being proven.
     pub warn: &'a [Check],
@@ -122,7 +124,8 @@ pub struct Judged {
     pub report: Report,
     /// What is known now, if everything that enrolment needs has passed. Before that nothing is to be written down.
     pub proven: Option<Proven>,
-    /// How far the machine is known: bronze at most without a trusted maker's certificate.
+    /// How far the machine is known: bronze at most without a certificate of a trusted maker of TPMs, silver at most without one of a
+    /// trusted maker of machines.
     pub level: Level,
 }
 
@@ -153,6 +156,8 @@ pub struct Proven {
     pub event_log: Option<Vec<u8>>,
     /// The trusted authority to which the endorsement certificate leads, if it does.
     pub maker: Option<String>,
+    /// What is known of the machine around the TPM.
+    pub standing: MachineStanding,
 }
 
 /// What must have passed of a machine with a TPM.
@@ -182,6 +187,8 @@ const NEEDED_OF_SOFTWARE: [Check; 4] = [
 ];
 /// What a policy may wave through.
 const MAY_WARN: [Check; 2] = [Check::EventLog, Check::EventLogReplay];
+/// What is the caller's to decide, with a person's help: the keys are proven all the same.
+const FOR_A_PERSON: [Check; 1] = [Check::MachineSerial];
 
 /// Checks an Evidence.
 #[must_use]
@@ -219,14 +226,26 @@ pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
                 attestation.as_ref(),
                 transcript,
             );
+            let standing = machine::judge(
+                &mut bench,
+                &machine::Case {
+                    shown: statements.machine.as_ref(),
+                    attestation: &tpm.attestation,
+                    serial: &evidence.hello.machine.serial,
+                    transcript,
+                    genuine: maker.is_some(),
+                },
+                known.machine_makers,
+            );
             let (boot, event_log) = quoted(&mut bench, evidence, statements);
             let report = Report {
                 verdicts: bench.verdicts,
                 boot,
             };
-            let level = match maker {
-                Some(_) => Level::Silver,
-                None => Level::Bronze,
+            let level = match (&maker, &standing) {
+                (Some(_), MachineStanding::Known { .. }) => Level::Gold,
+                (Some(_), _) => Level::Silver,
+                (None, _) => Level::Bronze,
             };
             let proven = match (device, agreement, attestation, secret) {
                 (
@@ -247,6 +266,7 @@ pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
                     pcrs: statements.pcrs.clone(),
                     event_log,
                     maker,
+                    standing,
                 }),
                 _ => None,
             };
@@ -263,6 +283,9 @@ pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
                     Check::EndorsementCertificate,
                     Check::AttestationKeyForm,
                     Check::AgreementKey,
+                    Check::MachineCertificate,
+                    Check::MachineKey,
+                    Check::MachineSerial,
                     Check::Evidence,
                 ],
                 "the device has no TPM",
@@ -297,6 +320,7 @@ pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
                     pcrs: vec![],
                     event_log: None,
                     maker: None,
+                    standing: MachineStanding::Silent,
                 });
             Judged {
                 report,
@@ -321,10 +345,11 @@ pub fn verify(evidence: &Evidence, known: &Known<'_>) -> Judged {
 
 /// Whether everything that is needed has passed, and nothing failed that the policy does not wave through.
 fn enough(report: &Report, needed: &[Check], warn: &[Check]) -> bool {
+    let borne = |check: Check| {
+        FOR_A_PERSON.contains(&check) || (MAY_WARN.contains(&check) && warn.contains(&check))
+    };
     needed.iter().all(|check| report.passed(*check))
-        && report
-            .failures()
-            .all(|verdict| MAY_WARN.contains(&verdict.check) && warn.contains(&verdict.check))
+        && report.failures().all(|verdict| borne(verdict.check))
 }
 
 fn hello(bench: &mut Bench, evidence: &Evidence) {
@@ -406,10 +431,6 @@ fn endorsed(bench: &mut Bench, tpm: &TpmHello, makers: &Makers) -> Option<String
     }
 }
 
-fn point(point: EccPoint) -> Option<Point> {
-    Point::from_coordinates(point.x, point.y).ok()
-}
-
 fn attestation_key(bench: &mut Bench, public: &Public) -> Option<Point> {
     let key = public.p256_point().and_then(point);
     if matches(public, KeyUse::Attest) && key.is_some() {
@@ -440,97 +461,6 @@ fn credential_opened(bench: &mut Bench, evidence: &Evidence, secret: Option<&Sec
             "a code made with the challenge's secret",
             "another code: the secret was not opened, or the message was changed",
         );
-    }
-}
-
-/// A key that the attestation key is said to have certified.
-struct Certification<'a> {
-    check: Check,
-    key: KeyUse,
-    public: &'a Public,
-    statement: &'a Statement,
-    /// The key's own signature over the session, if it signs.
-    own: Option<&'a [u8]>,
-}
-
-fn certified(
-    bench: &mut Bench,
-    certification: &Certification<'_>,
-    attestation: Option<&Point>,
-    transcript: &Transcript,
-) -> Option<Point> {
-    let check = certification.check;
-    let Some(attestation) = attestation else {
-        bench.skip(&[check], "there is no attestation key to check it with");
-        return None;
-    };
-    match certification.judge(attestation, transcript) {
-        Ok(point) => {
-            bench.say(check, Outcome::Pass);
-            Some(point)
-        }
-        Err((expected, seen)) => {
-            bench.fail(check, expected, seen);
-            None
-        }
-    }
-}
-
-impl Certification<'_> {
-    /// The key's point; or what was expected and what was seen.
-    fn judge(
-        &self,
-        attestation: &Point,
-        transcript: &Transcript,
-    ) -> Result<Point, (&'static str, String)> {
-        let Some(key) = self.public.p256_point().and_then(point) else {
-            return Err(("a point on P-256", "none".to_owned()));
-        };
-        if !matches(self.public, self.key) {
-            return Err((
-                "a P-256 key of its kind, made in the TPM and fixed to it",
-                format!("attributes {:#010x}", self.public.attributes.0),
-            ));
-        }
-        let Statement { attest, signature } = self.statement;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, attestation.to_sec1())
-            .verify(attest, signature)
-            .map_err(|_| {
-                (
-                    "a statement signed by the attestation key",
-                    "one by another key, or over other bytes".to_owned(),
-                )
-            })?;
-        let attest = quote::parse(attest)
-            .map_err(|error| ("a TPMS_ATTEST of the kind certification", error.to_string()))?;
-        match &attest.statement {
-            Said::Certify { name } if attest.magic == GENERATED => {
-                if *name != self.public.name().0 {
-                    return Err(("a statement on this key", "one on another key".to_owned()));
-                }
-            }
-            _ => {
-                return Err((
-                    "a certification made by the TPM",
-                    "a statement of another kind".to_owned(),
-                ));
-            }
-        }
-        if attest.extra_data != transcript.bytes() {
-            return Err((
-                "a statement for this session",
-                format!("one over {}", hex::encode(&attest.extra_data)),
-            ));
-        }
-        if let Some(own) = self.own
-            && !VerifyingKey::P256(key.to_sec1()).verify(transcript.bytes(), own)
-        {
-            return Err((
-                "the key's own signature over this session",
-                "one by another key, or over something else".to_owned(),
-            ));
-        }
-        Ok(key)
     }
 }
 

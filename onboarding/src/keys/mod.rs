@@ -13,6 +13,7 @@
 mod certificate;
 mod endorsement;
 mod error;
+mod machine;
 mod software;
 mod store;
 mod tpm_keys;
@@ -27,6 +28,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 pub use certificate::{Certificate, CertificateError};
 pub use endorsement::is_for;
 pub use error::IdentityError;
+pub use machine::MachineStatement;
 
 use crate::tpm::{Attested, Tpm, TpmError};
 use crate::wire::{EccPoint, Public};
@@ -313,6 +315,18 @@ impl Identity {
         match &self.keys {
             Keys::Tpm(keys) => endorsement::chain(keys.tpm()),
             Keys::Software(_) => Ok(vec![]),
+        }
+    }
+
+    /// Has the key by which the machine's maker names the machine and the attestation key certify each other; `None` without a TPM, or if
+    /// the maker left no certificate for such a key in it.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn vouch(&self, qualifying: &[u8]) -> Result<Option<MachineStatement>, TpmError> {
+        match &self.keys {
+            Keys::Tpm(keys) => keys.vouch(qualifying),
+            Keys::Software(_) => Ok(None),
         }
     }
 

@@ -7,6 +7,7 @@
 //! endorsement hierarchy's storage key (primary, from the maker's seed, likewise)
 //!   '-- attestation key  signs only what the TPM itself says
 //! endorsement key (primary, from the maker's seed)
+//! initial attestation key (primary, likewise; only where the machine's maker has certified it)
 //! ```
 //!
 //! The attestation key stands in the endorsement hierarchy because a TPM blurs its reset counters and its firmware version
@@ -26,6 +27,7 @@ use protocol::envelope::{SignError, Signer};
 use protocol::keys::sha256;
 
 use super::certificate::{Authority, Purpose};
+use super::machine::{self, MachineStatement};
 use super::store::{Stored, StoredCertificates, StoredKeys};
 use super::{EndorsementMaker, IdentityError, endorsement};
 use crate::tpm::template::{KeyUse, endorsement_key, matches, p256};
@@ -168,6 +170,31 @@ impl TpmKeys {
         drop(first);
         let device = loaded.insert(self.load(Hierarchy::Owner, &self.device)?);
         Ok([self.tpm.certify(device, &key, qualifying)?, agreement])
+    }
+
+    /// Has the initial attestation key and the attestation key certify each other, if the machine's maker has certified the former.
+    pub(super) fn vouch(&self, qualifying: &[u8]) -> Result<Option<MachineStatement>, TpmError> {
+        let _slots = self.tpm.reserve_slots();
+        let certificates = machine::certificates(&self.tpm)?;
+        if certificates.is_empty() {
+            return Ok(None);
+        }
+        // Three slots: the device key, the attestation key, and the other one once the former's storage key has gone.
+        let attestation = self.load(Hierarchy::Endorsement, &self.attestation)?;
+        let Some(machine) = machine::find(&self.tpm, certificates)? else {
+            return Ok(None);
+        };
+        let session = self.tpm.start_machine_session()?;
+        let machine_certified =
+            self.tpm
+                .certify_by_policy(&machine.key, &session, &attestation, qualifying)?;
+        Ok(Some(MachineStatement {
+            public: machine.key.public().to_bytes(),
+            attestation_certified: self.tpm.certify(&attestation, &machine.key, qualifying)?,
+            machine_certified,
+            certificate: machine.certificate,
+            chain: machine.chain,
+        }))
     }
 
     /// Opens a secret that was wrapped for this TPM's endorsement key and this attestation key. `endorsement` is that key as it was

@@ -48,6 +48,12 @@ pub enum Check {
     DeviceKey,
     /// Enrolment: likewise the agreement key.
     AgreementKey,
+    /// Enrolment: a maker of machines that the owner trusts has certified the TPM's initial attestation key.
+    MachineCertificate,
+    /// Enrolment: that key and the device's attestation key are in one TPM; they certify each other over this session.
+    MachineKey,
+    /// Enrolment: the serial number that the maker certified is the machine's.
+    MachineSerial,
     /// Enrolment: the quote is over this session.
     Transcript,
     /// Enrolment: no other machine has what this one claims: its serial number, or its line in a manifest.
@@ -107,6 +113,13 @@ impl Check {
             }
             Self::DeviceKey => "the device key belongs to the others, and is in use",
             Self::AgreementKey => "the agreement key is in the same TPM, and never leaves it",
+            Self::MachineCertificate => {
+                "the machine's maker has certified a key in the TPM, and the owner trusts that maker"
+            }
+            Self::MachineKey => "the key that the machine's maker has certified is in this TPM",
+            Self::MachineSerial => {
+                "the serial number is the one that the machine's maker has certified"
+            }
             Self::Transcript => "the quote was made for this enrolment",
             Self::EndorsementUnique => {
                 "no other machine has its serial number, or its line in a manifest"

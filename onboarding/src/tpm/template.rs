@@ -141,6 +141,75 @@ pub fn endorsement_key(algorithm: EkAlgorithm) -> Public {
     }
 }
 
+/// The four ways in which an initial attestation key may be administered (TPM 2.0 Keys for Device Identity and Attestation, 7.3.6, for
+/// SHA-256): PolicySecret by the endorsement hierarchy; the same for TPM2_Certify alone, and for TPM2_ActivateCredential alone;
+/// PolicyAuthorizeNV by NV index 0x01c90018.
+pub(crate) const MACHINE_BRANCHES: [[u8; 32]; 4] = [
+    EK_POLICY,
+    [
+        0xb2, 0xa6, 0x9e, 0x63, 0x91, 0xe2, 0x68, 0x4a, 0x0f, 0xe7, 0x52, 0xd3, 0x9e, 0x14, 0xac,
+        0xd2, 0xe5, 0xcb, 0x92, 0x2e, 0x4b, 0xd0, 0x35, 0x83, 0x0e, 0xea, 0x31, 0xf2, 0xaa, 0xbe,
+        0x98, 0x70,
+    ],
+    [
+        0xcd, 0x99, 0x17, 0xcf, 0x18, 0xc3, 0x84, 0x8c, 0x3a, 0x2e, 0x60, 0x69, 0x86, 0xa0, 0x66,
+        0xc6, 0x81, 0x42, 0xf9, 0xbc, 0x27, 0x10, 0xa2, 0x78, 0x28, 0x7a, 0x65, 0x0c, 0xa3, 0xbb,
+        0xf2, 0x45,
+    ],
+    [
+        0x10, 0x1e, 0x68, 0x9d, 0xad, 0xf1, 0x45, 0x22, 0x24, 0x12, 0xc0, 0x5b, 0x76, 0xe1, 0x45,
+        0x32, 0xaf, 0x1e, 0x5c, 0x74, 0x20, 0x8e, 0x0a, 0xe7, 0xcd, 0xb0, 0xcf, 0xf1, 0x90, 0x6c,
+        0x8a, 0x09,
+    ],
+];
+/// PolicyOR of these: the policy of initial attestation keys that can be made again (same place, table 19). Signing takes none.
+const MACHINE_POLICY: [u8; 32] = [
+    0x54, 0x37, 0x18, 0x23, 0x26, 0xe4, 0x14, 0xfc, 0xa7, 0x97, 0xd5, 0xf1, 0x74, 0x61, 0x5a, 0x16,
+    0x41, 0xf6, 0x12, 0x55, 0x79, 0x7c, 0x3a, 0x2b, 0x22, 0xc2, 0x1d, 0x12, 0x0b, 0x2d, 0x1e, 0x07,
+];
+/// What the unique field of an initial attestation key's template holds, in both coordinates (same place, table 2).
+const MACHINE_UNIQUE: &[u8] = b"IAK";
+
+/// The TCG's template of an initial attestation key (IAK) on P-256: a primary key of the endorsement hierarchy, by which a machine's maker
+/// names the machine (same place, 7.3.4.1).
+#[must_use]
+pub fn machine_key() -> Public {
+    Public {
+        attributes: INSIDE
+            .with(Attributes::USER_WITH_AUTH)
+            .with(Attributes::ADMIN_WITH_POLICY)
+            .with(Attributes::RESTRICTED)
+            .with(Attributes::SIGN),
+        policy: MACHINE_POLICY.to_vec(),
+        kind: PublicKind::Ecc {
+            symmetric: Symmetric::None,
+            scheme: EccScheme::EcdsaSha256,
+            curve: Curve::P256,
+            x: MACHINE_UNIQUE.to_vec(),
+            y: MACHINE_UNIQUE.to_vec(),
+        },
+    }
+}
+
+/// True if `public` is a key that signs nothing but what its TPM says, made in that TPM and fixed to it, on P-256. Under which policy a
+/// machine's maker put it is the maker's choice.
+#[must_use]
+pub fn is_machine_key(public: &Public) -> bool {
+    let needed = INSIDE.with(Attributes::RESTRICTED).with(Attributes::SIGN);
+    let form = matches!(
+        public.kind,
+        PublicKind::Ecc {
+            symmetric: Symmetric::None,
+            scheme: EccScheme::EcdsaSha256,
+            curve: Curve::P256,
+            ..
+        }
+    );
+    form && public.attributes.has(needed)
+        && !public.attributes.has(Attributes::DECRYPT)
+        && public.p256_point().is_some()
+}
+
 /// NV index of the EK certificate that belongs to the template (EK Credential Profile, 2.2.1.4).
 #[must_use]
 pub fn certificate_index(algorithm: EkAlgorithm) -> u32 {
@@ -165,6 +234,56 @@ mod tests {
         assert_eq!(p256(KeyUse::Attest).attributes.0, 0x0005_0472);
         assert_eq!(p256(KeyUse::Sign).attributes.0, 0x0004_0472);
         assert_eq!(p256(KeyUse::Agree).attributes.0, 0x0002_0472);
+    }
+
+    /// From nothing but command codes, handles and attributes (TPM 2.0 Library, part 3, 23).
+    #[test]
+    fn the_policy_of_a_machine_key_is_what_its_branches_come_to() {
+        use crate::tpm::crypto::digest;
+        const START: [u8; 32] = [0; 32];
+        let word = u32::to_be_bytes;
+        let secret = digest(&[&digest(&[&START, &word(0x151), &word(0x4000_000b)])]);
+        let alone = |code: u32| digest(&[&secret, &word(0x16c), &word(code)]);
+        // Written and read as the document's table 9 says; its policy is the first branch, its size that of a digest with its algorithm.
+        let index = [
+            &word(0x01c9_0018)[..],
+            &[0, 0x0b],
+            &word(0x220f_1008),
+            &[0, 32],
+            &secret,
+            &[0, 34],
+        ]
+        .concat();
+        let authorized = digest(&[&START, &word(0x192), &[0, 0x0b], &digest(&[&index])]);
+        let branches = [secret, alone(0x148), alone(0x147), authorized];
+        assert_eq!(branches, MACHINE_BRANCHES);
+        let policy = digest(&[&START, &word(0x171), &branches.concat()]);
+        assert_eq!(policy, MACHINE_POLICY);
+    }
+
+    #[test]
+    fn a_machine_key_is_restricted_fixed_and_signs() {
+        let template = machine_key();
+        assert_eq!(template.attributes.0, 0x0005_00f2);
+        assert!(is_machine_key(&template));
+        assert!(is_machine_key(&p256(KeyUse::Attest)));
+        for lacking in [
+            Attributes::FIXED_TPM,
+            Attributes::FIXED_PARENT,
+            Attributes::SENSITIVE_DATA_ORIGIN,
+            Attributes::RESTRICTED,
+            Attributes::SIGN,
+        ] {
+            let mut other = template.clone();
+            other.attributes.0 &= !lacking.0;
+            assert!(!is_machine_key(&other), "without {:#x}", lacking.0);
+        }
+        let mut both = template.clone();
+        both.attributes = both.attributes.with(Attributes::DECRYPT);
+        assert!(!is_machine_key(&both));
+        for other in [KeyUse::Sign, KeyUse::Agree, KeyUse::Store] {
+            assert!(!is_machine_key(&p256(other)), "{other:?}");
+        }
     }
 
     #[test]

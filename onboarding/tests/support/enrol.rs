@@ -49,6 +49,7 @@ pub struct Owner {
     pub chain: OwnerChain,
     pub cookie_key: CookieKey,
     pub makers: Makers,
+    pub machine_makers: Makers,
     pub now_ms: i64,
     pub warn: Vec<Check>,
 }
@@ -62,6 +63,7 @@ impl Owner {
             chain: OwnerChain::default(),
             cookie_key: CookieKey::random().unwrap(),
             makers: Makers::none(),
+            machine_makers: Makers::none(),
             now_ms: NOW_MS,
             warn: vec![],
         };
@@ -125,6 +127,7 @@ impl Owner {
             delegate: &delegate,
             now_ms: self.now_ms,
             makers: &self.makers,
+            machine_makers: &self.machine_makers,
             warn: &self.warn,
         };
         Ok(verifier::verify(&read_evidence(evidence)?, &known))
@@ -192,7 +195,17 @@ pub fn evidence(
     owner: &Owner,
     log: Option<&[u8]>,
 ) -> Result<Answering, EnrolError> {
-    let session = device::hello(identity, &machine(), "1.2.3")?;
+    evidence_of(&machine(), identity, owner, log)
+}
+
+/// The same of a machine that says this of itself.
+pub fn evidence_of(
+    machine: &Machine,
+    identity: &Identity,
+    owner: &Owner,
+    log: Option<&[u8]>,
+) -> Result<Answering, EnrolError> {
+    let session = device::hello(identity, machine, "1.2.3")?;
     let challenge = owner.challenge(session.bytes())?;
     session.challenged(identity, &challenge, &owner.pinned(), NOW_S - 1000, log)
 }

@@ -1,10 +1,11 @@
-//! A maker of TPMs, with authorities of its own.
+//! A maker of TPMs or of machines, with authorities of its own.
 
 use onboarding::wire::Public;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData,
+    RevokedCertParams, SerialNumber, SignatureAlgorithm, date_time_ymd,
 };
 
 /// An authority: its certificate and its key.
@@ -34,7 +35,7 @@ fn authority_params(name: &str, path: Option<u8>) -> CertificateParams {
         Some(most) => BasicConstraints::Constrained(most),
         None => BasicConstraints::Unconstrained,
     });
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
@@ -43,6 +44,18 @@ impl Authority {
     pub fn root(name: &str, path: Option<u8>) -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
         let params = authority_params(name, path);
+        Self {
+            certificate: params.self_signed(&key).unwrap(),
+            params,
+            key,
+        }
+    }
+
+    /// A root that may sign certificates and no revocation lists.
+    pub fn unable_to_revoke(name: &str) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        let mut params = authority_params(name, None);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Self {
             certificate: params.self_signed(&key).unwrap(),
             params,
@@ -81,6 +94,10 @@ impl Authority {
         name.set_criticality(true);
         params.custom_extensions = vec![name];
         change(&mut params);
+        self.sign(&params, public)
+    }
+
+    fn sign(&self, params: &CertificateParams, public: &Public) -> Vec<u8> {
         let point = public.p256_point().unwrap();
         let issuer = Issuer::from_params(&self.params, &self.key);
         params
@@ -88,6 +105,54 @@ impl Authority {
             .unwrap()
             .der()
             .to_vec()
+    }
+
+    /// The certificate of the initial attestation key of a machine with this serial number, which never ends; `change` makes another of it.
+    pub fn name_machine(
+        &self,
+        public: &Public,
+        serial: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let name = &mut params.distinguished_name;
+        name.push(DnType::CommonName, "Acme Box 9");
+        name.push(DnType::CustomDnType(vec![2, 5, 4, 5]), serial);
+        params.not_before = date_time_ymd(2024, 1, 1);
+        params.not_after = date_time_ymd(9999, 12, 31);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 3])];
+        change(&mut params);
+        self.sign(&params, public)
+    }
+
+    /// A list of what this authority has revoked, by serial numbers, DER; the next one is due in 2002 (`change` makes another of it).
+    pub fn revoke(
+        &self,
+        serials: &[&[u8]],
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> Vec<u8> {
+        let mut params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2001, 1, 1),
+            next_update: date_time_ymd(2002, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials
+                .iter()
+                .map(|serial| RevokedCertParams {
+                    serial_number: SerialNumber::from_slice(serial),
+                    revocation_time: date_time_ymd(2001, 2, 3),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        change(&mut params);
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        params.signed_by(&issuer).unwrap().der().to_vec()
     }
 
     pub fn der(&self) -> Vec<u8> {

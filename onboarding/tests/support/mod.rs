@@ -18,7 +18,8 @@ pub mod proxy;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use onboarding::tpm::{Handle, Socket, Tpm, Transport};
+use onboarding::tpm::template::{KeyUse, p256};
+use onboarding::tpm::{Handle, Hierarchy, NvAttributes, Socket, Tpm, Transport};
 use tempfile::TempDir;
 
 /// A TPM of its own, with its own seeds.
@@ -102,4 +103,18 @@ pub fn loaded(tpm: &Tpm) -> Vec<Handle> {
     all.extend(tpm.handles(Handle(0x0300_0000)).unwrap());
     all.extend(tpm.handles(Handle(0x0200_0000)).unwrap());
     all
+}
+
+/// Leaves bytes in the TPM's memory, as its maker or the machine's would.
+pub fn leave(tpm: &Tpm, index: u32, data: &[u8]) {
+    let attributes = NvAttributes::OWNER_WRITE
+        .with(NvAttributes::AUTH_READ)
+        .with(NvAttributes::NO_DA);
+    let key = tpm
+        .create_primary(Hierarchy::Owner, &p256(KeyUse::Store))
+        .unwrap();
+    let session = tpm.start_hmac_session(&key, key.public()).unwrap();
+    let size = u16::try_from(data.len()).unwrap();
+    tpm.nv_define(index, attributes, size, &session).unwrap();
+    tpm.nv_write(index, data, &session).unwrap();
 }

@@ -218,6 +218,7 @@ impl Door {
                 delegate: &delegate,
                 now_ms: self.now_ms,
                 makers: &self.makers,
+                machine_makers: &Makers::none(),
                 warn: &[],
             },
         );

@@ -6,19 +6,22 @@
 use std::sync::{LazyLock, OnceLock};
 
 use onboarding::enrol::device::{Answering, Session};
-use onboarding::enrol::endorsement::{Endorsed, Makers, form};
+use onboarding::enrol::endorsement::{Endorsed, Makers, form, named_serial};
 use onboarding::enrol::verifier::{
     CookieKey, Delegation, Evidence, Judged, Known, challenge, read_evidence, read_hello, verify,
 };
-use onboarding::enrol::{EnrolError, Hello, HelloKeys, mark};
+use onboarding::enrol::{EnrolError, Hello, HelloKeys, mark, revocation};
 use onboarding::keys::Identity;
 use onboarding::quote::Check;
 use onboarding::smbios::MAX_TEXT;
+use onboarding::wire::Public;
 use prost::Message as _;
 use protocol::cipher::SoftwareAgreement;
 use protocol::digest::Digest;
 use protocol::enrolment::owner::{Delegate, Pinned, root_hash};
-use protocol::enrolment::wire::{Challenge, OwnerChain, SealedGrant};
+use protocol::enrolment::wire::{
+    self, Challenge, EvidenceBody, Level, MachineProof, OwnerChain, SealedGrant, evidence_body,
+};
 use protocol::keys::{SignError, Signer};
 
 use crate::Target;
@@ -28,13 +31,19 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "enrolment-hello",
         about: "a device's Hello: bounded in every part; a challenge is made for it, or refused for its endorsement key",
         run: hello,
-        seeds: || vec![TPM_HELLO.to_vec(), SOFTWARE_HELLO.to_vec()],
+        seeds: || {
+            vec![
+                TPM_HELLO.to_vec(),
+                GOLD_HELLO.to_vec(),
+                SOFTWARE_HELLO.to_vec(),
+            ]
+        },
     },
     Target {
         name: "enrolment-evidence",
         about: "a device's Evidence, judged: each check speaks once, and nothing but the recording is proven",
         run: evidence,
-        seeds: || vec![TPM_EVIDENCE.to_vec(), SOFTWARE_EVIDENCE.to_vec()],
+        seeds: || EVIDENCE.iter().map(|bytes| bytes.to_vec()).collect(),
     },
     Target {
         name: "enrolment-challenge",
@@ -61,6 +70,18 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: || vec![MAKERS.as_bytes().to_vec()],
     },
     Target {
+        name: "machine-certificate",
+        about: "a machine's certificate: trusted only if its maker signed it for this very key; the serial number in it is bounded",
+        run: machine_certificate,
+        seeds: || vec![gold_proof().certificate],
+    },
+    Target {
+        name: "revocation-list",
+        about: "a maker's list of what it has revoked, as text or DER: taken only if the maker signed it",
+        run: revocation_list,
+        seeds: || vec![REVOKED.to_vec(), REVOKED_TEXT.to_vec()],
+    },
+    Target {
         name: "owner-mark",
         about: "the owner's mark in the TPM's memory: what is understood is written as the same bytes",
         run: owner_mark,
@@ -72,6 +93,15 @@ pub(crate) const TPM_HELLO: &[u8] = include_bytes!("../seeds/enrolment/tpm-hello
 pub(crate) const TPM_CHALLENGE: &[u8] = include_bytes!("../seeds/enrolment/tpm-challenge");
 pub(crate) const TPM_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/tpm-evidence");
 const TPM_GRANT: &[u8] = include_bytes!("../seeds/enrolment/tpm-grant");
+const GOLD_HELLO: &[u8] = include_bytes!("../seeds/enrolment/gold-hello");
+const GOLD_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/gold-evidence");
+const REVOKED: &[u8] = include_bytes!("../seeds/enrolment/revocation-list");
+/// The same as an operator would send it.
+const REVOKED_TEXT: &[u8] = include_bytes!("../seeds/enrolment/revocation-list.pem");
+const GOLD_MAKERS: &str = include_str!("../seeds/enrolment/gold-makers.pem");
+const MACHINE_MAKERS: &str = include_str!("../seeds/enrolment/machine-makers.pem");
+/// All recorded evidence.
+const EVIDENCE: [&[u8]; 3] = [TPM_EVIDENCE, GOLD_EVIDENCE, SOFTWARE_EVIDENCE];
 const SOFTWARE_HELLO: &[u8] = include_bytes!("../seeds/enrolment/software-hello");
 const SOFTWARE_CHALLENGE: &[u8] = include_bytes!("../seeds/enrolment/software-challenge");
 const SOFTWARE_EVIDENCE: &[u8] = include_bytes!("../seeds/enrolment/software-evidence");
@@ -128,7 +158,7 @@ fn bounded(hello: &Hello) {
 
 fn hello(data: &[u8]) {
     let Ok(hello) = read_hello(data) else {
-        assert!(data != TPM_HELLO && data != SOFTWARE_HELLO);
+        assert!(data != TPM_HELLO && data != GOLD_HELLO && data != SOFTWARE_HELLO);
         return;
     };
     bounded(&hello);
@@ -149,9 +179,13 @@ fn hello(data: &[u8]) {
     let _ = hello.machine_id().words();
 }
 
+/// The makers of machines of the recordings.
+static MACHINES: LazyLock<Makers> = LazyLock::new(|| Makers::from_pem(MACHINE_MAKERS).unwrap());
+
 /// As the controller of the recordings does.
 fn judge(evidence: &Evidence) -> Judged {
-    static TRUSTED: LazyLock<Makers> = LazyLock::new(|| Makers::from_pem(MAKERS).unwrap());
+    static TRUSTED: LazyLock<Makers> =
+        LazyLock::new(|| Makers::from_pem(&[MAKERS, GOLD_MAKERS].concat()).unwrap());
     let delegate = Delegate::known(point(9), pinned());
     verify(
         evidence,
@@ -160,13 +194,14 @@ fn judge(evidence: &Evidence) -> Judged {
             delegate: &delegate,
             now_ms: NOW_MS,
             makers: &TRUSTED,
+            machine_makers: &MACHINES,
             warn: &[Check::EventLog],
         },
     )
 }
 
 fn evidence(data: &[u8]) {
-    let recording = data == TPM_EVIDENCE || data == SOFTWARE_EVIDENCE;
+    let recording = EVIDENCE.contains(&data);
     let Ok(evidence) = read_evidence(data) else {
         assert!(!recording);
         return;
@@ -182,9 +217,13 @@ fn evidence(data: &[u8]) {
         assert!(!twice, "{verdicts:?}");
     }
     assert!(judged.proven.is_some() || !recording, "{verdicts:?}");
+    assert!(
+        judged.level == Level::Gold || data != GOLD_EVIDENCE,
+        "{verdicts:?}"
+    );
     if let Some(proven) = judged.proven {
         // Bytes outside the code's reach are none but how the message is written down.
-        let recorded = [TPM_EVIDENCE, SOFTWARE_EVIDENCE]
+        let recorded = EVIDENCE
             .into_iter()
             .map(|bytes| *read_evidence(bytes).unwrap().transcript());
         assert!(recorded.into_iter().any(|one| one == proven.transcript));
@@ -260,6 +299,56 @@ fn certificate(data: &[u8]) {
         assert_eq!(data.get(..signed), recorded.get(..signed));
     }
     let _ = Makers::none().judge(&known.endorsement, data, &chain);
+}
+
+/// What the recorded machine of level gold shows of its maker.
+fn gold_proof() -> MachineProof {
+    let message = wire::Evidence::decode(GOLD_EVIDENCE).unwrap();
+    let body = EvidenceBody::decode(message.body.as_slice()).unwrap();
+    match body.proof.unwrap() {
+        evidence_body::Proof::Tpm(proof) => proof.machine.unwrap(),
+        evidence_body::Proof::Software(_) => panic!("a recording without a TPM"),
+    }
+}
+
+fn machine_certificate(data: &[u8]) {
+    static KNOWN: LazyLock<(MachineProof, Public)> = LazyLock::new(|| {
+        let proof = gold_proof();
+        let public = Public::parse(&proof.public).unwrap();
+        (proof, public)
+    });
+    let (recorded, public) = &*KNOWN;
+    if let Some(serial) = named_serial(data) {
+        assert!(!serial.is_empty() && serial.chars().count() <= MAX_TEXT);
+        assert!(!serial.contains(char::is_control));
+    }
+    if let Endorsed::Trusted { .. } = MACHINES.judge_machine(public, data, &[data.to_vec()]) {
+        let recorded = &recorded.certificate;
+        let signed = 8 + usize::from(u16::from_be_bytes([recorded[6], recorded[7]]));
+        assert_eq!(data.get(..signed), recorded.get(..signed));
+    }
+}
+
+fn revocation_list(data: &[u8]) {
+    static RECORDED: LazyLock<Makers> = LazyLock::new(|| {
+        let mut makers = MACHINES.clone();
+        makers.revoke(REVOKED).unwrap();
+        makers
+    });
+    let take = |der: &[u8]| {
+        let mut makers = MACHINES.clone();
+        match makers.revoke(der) {
+            // How it is written down aside: who it is of, what it revokes, and when.
+            Ok(()) => assert_eq!(makers.revocations(), RECORDED.revocations()),
+            Err(_) => assert_ne!(der, REVOKED),
+        }
+    };
+    take(data);
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(der) = revocation::decode(text)
+    {
+        take(&der);
+    }
 }
 
 fn makers(data: &[u8]) {

@@ -89,7 +89,7 @@ pub enum Command {
     /// References: what an image's boot comes to.
     #[command(subcommand)]
     Reference(ReferenceCommand),
-    /// Makers of TPMs whose certificates are believed.
+    /// Makers of TPMs and of machines whose certificates are believed.
     #[command(subcommand)]
     Makers(MakersCommand),
     /// Make installer images.

@@ -299,6 +299,25 @@ fn who_may_enrol_is_said_by_manifests_keys_rules_and_makers() {
     let root = controller.file("pki/root.pem");
     let makers = skerry.run(&["makers", "import", "example", &root]);
     assert_eq!(makers.out, "tpmmaker/example created\n", "{makers:?}");
+    let boxes = skerry.run(&["makers", "import", "boxes", &root, "--machines"]);
+    assert_eq!(boxes.out, "tpmmaker/boxes created\n", "{boxes:?}");
+    let table = skerry.run(&["get", "makers"]).out;
+    assert!(
+        table.contains("machines") && table.contains("tpms"),
+        "{table}"
+    );
+    let both = skerry.run(&["makers", "import", "example", &root, "--machines"]);
+    assert_eq!(both.code, 2, "{both:?}");
+    assert!(both.err.contains("is a maker of tpms"), "{}", both.err);
+    // What is no list is refused with the field; none at all is said aloud.
+    std::fs::write(skerry.path("no.crl"), [0x30, 0]).unwrap();
+    let bad = skerry.run(&["makers", "revocations", "example", "no.crl"]);
+    assert_eq!(bad.code, 1, "{bad:?}");
+    assert!(bad.err.contains("spec.revocationLists[0]"), "{}", bad.err);
+    let none = skerry.run(&["makers", "revocations", "example", "--none"]);
+    assert_eq!(none.out, "tpmmaker/example configured\n", "{none:?}");
+    let nobody = skerry.run(&["makers", "revocations", "nobody", "--none"]);
+    assert_eq!(nobody.code, 3, "{nobody:?}");
     let wrong = skerry.run(&["reference", "import", "rule.yaml"]);
     assert_eq!(wrong.code, 1, "a rule is no reference: {wrong:?}");
 

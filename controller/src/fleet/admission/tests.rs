@@ -21,6 +21,7 @@ fn applicant() -> Applicant {
             serial: "SN-1".to_owned(),
             ..MachineFacts::default()
         },
+        standing: MachineStanding::Silent,
         counters: Some(Counters {
             resets: 5,
             clock: 1000,
@@ -45,6 +46,8 @@ fn enrolled() -> Enrolled {
         revoked: false,
         serial: "SN-1".to_owned(),
         model: ("Maker".to_owned(), "NUC 7".to_owned()),
+        level: Some(AttestationLevel::Bronze),
+        certified_serial: String::new(),
         counters: Some(Counters {
             resets: 4,
             clock: 9000,
@@ -319,6 +322,97 @@ fn what_becomes_of_a_machine_that_is_a_device() {
     }
 }
 
+fn another(serial: &str) -> MachineStanding {
+    MachineStanding::Another {
+        maker: "CN=Maker".to_owned(),
+        serial: serial.to_owned(),
+    }
+}
+
+fn known() -> MachineStanding {
+    MachineStanding::Known {
+        maker: "CN=Maker".to_owned(),
+    }
+}
+
+#[test]
+fn a_machine_whose_maker_certified_another_serial_number_is_for_a_person() {
+    let machine = |standing| Applicant {
+        level: AttestationLevel::Silver,
+        standing,
+        ..applicant()
+    };
+    // Neither a manifest nor a rule lets it in.
+    let rules = [rule("a", 1, RuleEffect::Admit, MachineMatch::default())];
+    let mut memory = Memory {
+        lines: vec![line(Some(OWN), "SN-1", None)],
+        rules: &rules,
+        ..memory()
+    };
+    assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "refuse");
+    assert_eq!(
+        outcome(&machine(MachineStanding::Unproven), &memory).0,
+        "admit press"
+    );
+    memory.person = person(WaitingDecision::Approved);
+    assert_eq!(
+        outcome(&machine(another("SN-9")), &memory).0,
+        "admit by-hand"
+    );
+    // A device that came to it, and one that a person let in with it.
+    memory.person = None;
+    memory.lines.clear();
+    let mut before = Enrolled {
+        certified_serial: "SN-1".to_owned(),
+        level: Some(AttestationLevel::Gold),
+        ..enrolled()
+    };
+    memory.enrolled = Some(before.clone());
+    assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "refuse");
+    before.certified_serial = "SN-9".to_owned();
+    memory.enrolled = Some(before.clone());
+    assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "again");
+    before.serial = "SN-0".to_owned();
+    memory.enrolled = Some(before);
+    assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "refuse");
+    memory.person = person(WaitingDecision::Approved);
+    assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "again");
+}
+
+#[test]
+fn a_device_once_gold_that_shows_no_certificate_any_more_waits() {
+    let machine = |standing| Applicant {
+        level: AttestationLevel::Silver,
+        standing,
+        ..applicant()
+    };
+    for (level, standing, word) in [
+        (AttestationLevel::Gold, MachineStanding::Silent, "wait"),
+        // Its maker is trusted no longer.
+        (AttestationLevel::Gold, MachineStanding::Unproven, "again"),
+        (AttestationLevel::Gold, known(), "again"),
+        (AttestationLevel::Silver, MachineStanding::Silent, "again"),
+    ] {
+        let mut memory = Memory {
+            enrolled: Some(Enrolled {
+                level: Some(level),
+                ..enrolled()
+            }),
+            ..memory()
+        };
+        let (said, checks) = outcome(&machine(standing.clone()), &memory);
+        assert_eq!(said, word, "{level} {standing:?}");
+        let failed = if word == "wait" {
+            vec![Check::MachineCertificate]
+        } else {
+            vec![]
+        };
+        assert_eq!(checks, failed);
+        memory.person = person(WaitingDecision::Approved);
+        assert_eq!(outcome(&machine(standing), &memory).0, "again");
+    }
+}
+
 #[test]
 fn rules_are_asked_in_their_order() {
     use RuleEffect::{Admit, Deny, Wait};
@@ -336,7 +430,11 @@ fn rules_are_asked_in_their_order() {
         ..MachineMatch::default()
     };
     let (bronze, none) = (AttestationLevel::Bronze, AttestationLevel::None);
-    let silver = AttestationLevel::Silver;
+    let (silver, gold) = (AttestationLevel::Silver, AttestationLevel::Gold);
+    let by_maker = |wanted| MachineMatch {
+        machine_certified: Some(wanted),
+        ..MachineMatch::default()
+    };
     for (rules, level, word) in [
         (vec![rule("a", 1, Admit, product("NUC*"))], bronze, "admit"),
         (vec![rule("a", 1, Admit, product("Other*"))], bronze, "wait"),
@@ -359,6 +457,11 @@ fn rules_are_asked_in_their_order() {
         (vec![rule("a", 1, Admit, certified())], bronze, "wait"),
         (vec![rule("a", 1, Admit, certified())], silver, "admit"),
         (vec![rule("a", 1, Admit, issuer())], bronze, "wait"),
+        (vec![rule("a", 1, Admit, certified())], gold, "admit"),
+        (vec![rule("a", 1, Admit, by_maker(true))], gold, "admit"),
+        (vec![rule("a", 1, Admit, by_maker(true))], silver, "wait"),
+        (vec![rule("a", 1, Admit, by_maker(false))], silver, "admit"),
+        (vec![rule("a", 1, Admit, by_maker(false))], gold, "wait"),
     ] {
         let mut rules = rules;
         order(&mut rules);

@@ -1,6 +1,6 @@
 //! TPM2_Quote and TPM2_Certify: what the TPM says of its PCRs and of its keys.
 
-use super::{Auth, Command, CommandCode, Handle, MAX_BUFFER, Object, PcrSelection, fits};
+use super::{Auth, Command, CommandCode, Handle, MAX_BUFFER, Object, PcrSelection, Session, fits};
 use crate::tpm::{Tpm, TpmError};
 use crate::wire::{EcdsaSignature, Reader, WireError};
 
@@ -55,9 +55,33 @@ impl Tpm {
         key: &Object,
         qualifying: &[u8],
     ) -> Result<Attested, TpmError> {
+        self.certified(object, Auth::Empty, key, qualifying)
+    }
+
+    /// The same of an object whose administration takes a policy, which `session` satisfies.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn certify_by_policy(
+        &self,
+        object: &Object,
+        session: &Session,
+        key: &Object,
+        qualifying: &[u8],
+    ) -> Result<Attested, TpmError> {
+        self.certified(object, Auth::Policy(session), key, qualifying)
+    }
+
+    fn certified(
+        &self,
+        object: &Object,
+        auth: Auth<'_>,
+        key: &Object,
+        qualifying: &[u8],
+    ) -> Result<Attested, TpmError> {
         fits(CommandCode::CERTIFY, "the nonce", qualifying, 64)?;
         let command = Command::new(CommandCode::CERTIFY)
-            .with_object(object, Auth::Empty)
+            .with_object(object, auth)
             .with_object(key, Auth::Empty)
             .parameters(|p| {
                 p.sized(qualifying).u16(KEYS_OWN_SCHEME);

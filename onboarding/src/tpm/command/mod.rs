@@ -81,6 +81,8 @@ impl CommandCode {
     const MAKE_CREDENTIAL: Self = Self(0x168);
     const NV_READ_PUBLIC: Self = Self(0x169);
     const READ_PUBLIC: Self = Self(0x173);
+    const POLICY_COMMAND_CODE: Self = Self(0x16c);
+    const POLICY_OR: Self = Self(0x171);
     const START_AUTH_SESSION: Self = Self(0x176);
     const GET_CAPABILITY: Self = Self(0x17a);
     const GET_RANDOM: Self = Self(0x17b);
@@ -112,6 +114,8 @@ impl fmt::Display for CommandCode {
             Self::MAKE_CREDENTIAL => "MakeCredential",
             Self::NV_READ_PUBLIC => "NV_ReadPublic",
             Self::READ_PUBLIC => "ReadPublic",
+            Self::POLICY_COMMAND_CODE => "PolicyCommandCode",
+            Self::POLICY_OR => "PolicyOR",
             Self::START_AUTH_SESSION => "StartAuthSession",
             Self::GET_CAPABILITY => "GetCapability",
             Self::GET_RANDOM => "GetRandom",
@@ -154,6 +158,8 @@ impl Hierarchy {
 enum Auth<'a> {
     /// By the empty password.
     Empty,
+    /// By a policy session without a secret, whose policy is satisfied; it stays loaded.
+    Policy(&'a Session),
     /// By a salted session; it stays loaded. As policy session its policy is satisfied, else it stands for the empty password.
     Salted(&'a Salted, Protect),
 }
@@ -254,7 +260,7 @@ impl<'a> Command<'a> {
         let mut exchanges = vec![];
         for auth in &self.auths {
             exchanges.push(match auth {
-                Auth::Empty => None,
+                Auth::Empty | Auth::Policy(_) => None,
                 Auth::Salted(session, protect) => {
                     let exchange = session.exchange(self.code, *protect)?;
                     exchange.encrypt(&mut parameters);
@@ -268,12 +274,19 @@ impl<'a> Command<'a> {
         }
         if !self.auths.is_empty() {
             let mut area = Writer::new();
-            for exchange in &exchanges {
-                match exchange {
-                    None => {
+            for (auth, exchange) in self.auths.iter().zip(&exchanges) {
+                match (auth, exchange) {
+                    // There is no session key and no authorization value to make a code with (part 1, 19.6.13).
+                    (Auth::Policy(session), _) => {
+                        area.u32(session.handle().0)
+                            .sized(&[])
+                            .u8(CONTINUE_SESSION)
+                            .sized(&[]);
+                    }
+                    (_, None) => {
                         area.u32(PASSWORD_SESSION).sized(&[]).u8(0).sized(&[]);
                     }
-                    Some(exchange) => {
+                    (_, Some(exchange)) => {
                         exchange.write(self.code, &self.names(), &parameters, &mut area);
                     }
                 }

@@ -29,6 +29,8 @@ impl NvAttributes {
     pub const AUTH_READ: Self = Self(1 << 18);
     /// Wrong authorizations do not count towards lockout, and lockout does not keep from its use.
     pub const NO_DA: Self = Self(1 << 25);
+    /// It cannot be read until the next start of the TPM.
+    pub const READ_LOCKED: Self = Self(1 << 28);
     /// It was written at least once.
     pub const WRITTEN: Self = Self(1 << 29);
 

@@ -1,7 +1,9 @@
-//! TPM2_StartAuthSession and TPM2_PolicySecret: the policy under which an endorsement key may be used.
+//! TPM2_StartAuthSession, TPM2_PolicySecret, TPM2_PolicyCommandCode, TPM2_PolicyOR: the policies under which an endorsement key may be
+//! used, and a machine's initial attestation key be certified.
 
 use super::{Auth, Command, CommandCode, Handle, Hierarchy, MAX_DIGEST, promised};
-use crate::tpm::{Tpm, TpmError};
+use crate::tpm::template::MACHINE_BRANCHES;
+use crate::tpm::{Tpm, TpmError, crypto};
 
 /// TPM_ALG_AES, TPM_ALG_SHA256, TPM_ALG_CFB.
 const AES: u16 = 0x0006;
@@ -80,6 +82,36 @@ impl Tpm {
             handle,
         };
         Ok((session, nonce))
+    }
+
+    /// A session in which a machine's initial attestation key may be certified ([`Tpm::certify_by_policy`]): whoever administers it shows
+    /// the endorsement hierarchy's authorization value, which is empty, and does nothing else (TPM 2.0 Keys for Device Identity and
+    /// Attestation, 7.3.6). Nothing secret goes through it, so it has no salt.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn start_machine_session(&self) -> Result<Session, TpmError> {
+        let command = CommandCode::START_AUTH_SESSION;
+        let nonce: [u8; 16] =
+            crypto::random().map_err(|source| TpmError::Share { command, source })?;
+        let (session, _) = self.start_session(Handle::NULL, &nonce, &[], Kind::Policy)?;
+        self.policy_secret(&session, Hierarchy::Endorsement)?;
+        let only = Command::new(CommandCode::POLICY_COMMAND_CODE)
+            .on(session.handle)
+            .parameters(|p| {
+                p.u32(CommandCode::CERTIFY.0);
+            });
+        self.run_silent(&only)?;
+        let one_of = Command::new(CommandCode::POLICY_OR)
+            .on(session.handle)
+            .parameters(|p| {
+                p.u32(u32::try_from(MACHINE_BRANCHES.len()).unwrap_or(u32::MAX));
+                for branch in &MACHINE_BRANCHES {
+                    p.sized(branch);
+                }
+            });
+        self.run_silent(&one_of)?;
+        Ok(session)
     }
 
     /// Satisfies the policy part "knows the authorization value of this hierarchy", which is empty.

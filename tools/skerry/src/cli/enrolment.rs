@@ -74,7 +74,8 @@ pub struct Decide {
     /// All that wait.
     #[arg(long, conflicts_with = "selector")]
     pub all: bool,
-    /// All that wait and fit: manufacturer=, product=, serial=, endorsementIssuer= with patterns, certified=true; separated by commas.
+    /// All that wait and fit: manufacturer=, product=, serial=, endorsementIssuer= with patterns, certified=true, machineCertified=true;
+    /// separated by commas.
     #[arg(short = 'l', long, value_name = "TERMS")]
     pub selector: Option<String>,
     /// Name for the device, if it is one machine.
@@ -139,16 +140,42 @@ pub struct ReferenceImport {
 
 #[derive(Debug, Subcommand)]
 pub enum MakersCommand {
-    /// Import a maker's certificates.
+    /// Import a maker's certificates. What was imported of its revocations stays.
     Import(MakersImport),
+    /// Import what a maker has revoked: certificate revocation lists (CRL). They take the place of those that were there.
+    Revocations(MakersRevocations),
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  skerry makers import example-tpms root.pem intermediate.pem")]
+#[command(after_help = "Examples:
+  skerry makers import example-tpms root.pem intermediate.pem
+  skerry makers import example-boxes machines-root.pem --machines")]
 pub struct MakersImport {
     /// What to call the maker.
     pub name: String,
     /// Roots, and such certificates between them and the TPMs' own that TPMs do not bring along; PEM.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// It makes machines, not TPMs: its certificates are for machines' initial attestation keys (IAK) and bring them to level gold.
+    #[arg(long)]
+    pub machines: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  skerry makers revocations example-tpms root.crl intermediate.crl
+  skerry makers revocations example-tpms --none")]
+pub struct MakersRevocations {
+    /// Name of the maker.
+    pub name: String,
+    /// All of its lists that are to count, PEM or DER; each is signed by one of the maker's imported certificates.
+    #[arg(
+        required_unless_present = "none",
+        conflicts_with = "none",
+        value_name = "FILE"
+    )]
+    pub files: Vec<PathBuf>,
+    /// None is to count any more.
+    #[arg(long)]
+    pub none: bool,
 }

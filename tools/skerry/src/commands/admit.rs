@@ -204,9 +204,13 @@ fn matching(text: &str) -> Result<MachineMatch, Failure> {
                 let certified = value.parse().map_err(|_| wrong("must be true or false"))?;
                 matching.certified = Some(certified);
             }
+            "machineCertified" => {
+                let certified = value.parse().map_err(|_| wrong("must be true or false"))?;
+                matching.machine_certified = Some(certified);
+            }
             _ => {
                 return Err(wrong(
-                    "is not known; known are manufacturer, product, serial, endorsementIssuer, certified",
+                    "is not known; known are manufacturer, product, serial, endorsementIssuer, certified, machineCertified",
                 ));
             }
         }

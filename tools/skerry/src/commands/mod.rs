@@ -55,6 +55,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             believe::import_reference(args, context)
         }
         Command::Makers(MakersCommand::Import(args)) => believe::import_makers(args, context),
+        Command::Makers(MakersCommand::Revocations(args)) => {
+            believe::import_revocations(args, context)
+        }
         Command::Image(ImageCommand::Build(args)) => image::build(args, context),
         Command::Content(ContentCommand::Push(args)) => content::push(args),
         Command::Version => version::run(),

@@ -346,11 +346,19 @@ plain!(
     TpmMaker,
     vec![
         column("NAME", name),
+        column("MAKES", |maker, _| maker.spec.makes.to_string()),
         column("CERTIFICATES", |maker, _| maker
             .spec
             .certificates
             .matches("-----BEGIN CERTIFICATE-----")
             .count()
+            .to_string()),
+        column("REVOKED", |maker, _| maker
+            .status
+            .revocation_lists
+            .iter()
+            .map(|list| u64::from(list.revoked))
+            .sum::<u64>()
             .to_string()),
         column("AGE", made),
     ]
@@ -444,6 +452,11 @@ fn terms(matching: &MachineMatch) -> String {
         matching
             .certified
             .map(|certified| format!("certified={certified}")),
+    );
+    terms.extend(
+        matching
+            .machine_certified
+            .map(|certified| format!("machineCertified={certified}")),
     );
     terms.join(",")
 }

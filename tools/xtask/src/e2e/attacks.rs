@@ -36,6 +36,7 @@ const AGENT: Program = program("pillar", "agent");
 const CONTROLLER: Program = program("controller", "component");
 const FLIGHTS: Program = program("onboarding", "enrolment");
 const IDENTITY: Program = program("onboarding", "identity");
+const MACHINE: Program = program("onboarding", "machine");
 
 const fn program(package: &'static str, program: &'static str) -> Program {
     Program { package, program }
@@ -104,6 +105,42 @@ const ATTACKS: &[Attack] = &[
         CONTROLLER,
         "enrol_attacks::row_4_a_device_whose_board_is_found_in_another_chassis_waits",
         "board of a device found in another chassis",
+    ),
+    attack(
+        4,
+        CONTROLLER,
+        "gold::row_4_a_tpm_moved_into_another_machine_does_not_fit_its_makers_certificate",
+        "TPM moved into another machine, against its maker's certificate",
+    ),
+    attack(
+        4,
+        MACHINE,
+        "a_serial_number_that_disagrees_is_for_a_person_and_not_gold",
+        "the same, as the verifier sees it",
+    ),
+    attack(
+        4,
+        CONTROLLER,
+        "gold::row_4_a_device_once_gold_that_shows_no_certificate_any_more_waits",
+        "device that was gold, without its maker's certificate",
+    ),
+    attack(
+        4,
+        MACHINE,
+        "a_machines_certificate_of_another_tpm_is_refused",
+        "machine's certificate of another TPM",
+    ),
+    attack(
+        4,
+        MACHINE,
+        "a_certification_relayed_from_another_tpms_key_is_refused",
+        "certification by another TPM's initial attestation key, relayed",
+    ),
+    attack(
+        4,
+        MACHINE,
+        "what_is_not_a_machine_makers_word_is_refuted",
+        "machine's certificate that its maker did not sign, or not for this",
     ),
     attack(
         5,
