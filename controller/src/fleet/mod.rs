@@ -138,6 +138,8 @@ pub struct Fleet {
     /// Enrolments that are being opened, and those that are being worked on.
     enrol_doors: Semaphore,
     enrol_work: Semaphore,
+    /// Held while a device's new certificate is taken into use.
+    entering: tokio::sync::Mutex<()>,
 }
 
 /// A message of a device whose signature was checked.
@@ -193,6 +195,7 @@ impl Fleet {
             gate: gate::Gate::default(),
             enrol_doors: Semaphore::new(4 * at_once),
             enrol_work: Semaphore::new(at_once),
+            entering: tokio::sync::Mutex::default(),
         }))
     }
 

@@ -209,6 +209,12 @@ impl Fleet {
         let mut writer = self.store.write().await?;
         let machine = case.proven.machine;
         if let Some(answer) = answered(&mut writer, &case.proven.nonce, &case.evidence).await? {
+            let known = identities::by_machine(&mut writer, &machine).await?;
+            drop(writer);
+            if let Some(known) = known {
+                // Where the store failed after it had let the machine in, this is the next chance.
+                self.enter(known.device).await?;
+            }
             return Ok(answer);
         }
         let used = enrolments::of_machine(
@@ -251,9 +257,8 @@ impl Fleet {
         let mut admitted = None;
         let answer = match &decided.decision {
             Decision::Again(device) => {
-                let answer = self.admit(&mut writer, *device, &case, now).await?;
-                admitted = Some((*device, answer.1, WatchEventType::Modified));
-                answer.0
+                admitted = Some((*device, WatchEventType::Modified));
+                self.admit(&mut writer, *device, &case, now).await?
             }
             Decision::Admit(how) => {
                 let device = insert(&mut writer, how, applicant, now).await?;
@@ -262,8 +267,8 @@ impl Fleet {
                 }
                 let answer = self.admit(&mut writer, device, &case, now).await?;
                 tracing::info!(%device, %machine, %level, by = how.by, "a machine enrolled");
-                admitted = Some((device, answer.1, WatchEventType::Added));
-                answer.0
+                admitted = Some((device, WatchEventType::Added));
+                answer
             }
             Decision::Wait { reason } | Decision::Refuse { reason } => {
                 let quiet = seen.as_ref().is_some_and(|seen| {
@@ -313,8 +318,8 @@ impl Fleet {
         };
         enrolments::strike_out(&mut writer, entry).await?;
         writer.commit_together().await?;
-        if let Some((device, certificate, news)) = admitted {
-            self.enter(device, &certificate, now)?;
+        if let Some((device, news)) = admitted {
+            self.enter(device).await?;
             self.tell_device(device, news).await;
         }
         Ok(answer)
@@ -374,7 +379,7 @@ impl Fleet {
         device: DeviceId,
         case: &Case,
         now: Timestamp,
-    ) -> Result<(Answer, Certified), Refused> {
+    ) -> Result<Answer, Refused> {
         let Case {
             proven,
             applicant,
@@ -427,28 +432,35 @@ impl Fleet {
         let answer = Answer {
             kind: Some(Kind::Grant(grant)),
         };
-        Ok((
-            answer,
-            Certified {
-                der: certificate.der,
-                ends: certificate.ends,
-            },
-        ))
+        Ok(answer)
     }
 
-    /// Takes the device's new certificate into use; one that it had before is no longer good.
-    fn enter(
-        &self,
-        device: DeviceId,
-        certificate: &Certified,
-        now: Timestamp,
-    ) -> Result<(), Refused> {
+    /// Takes a device's certificate into use as the store has it by now; one that it had before is no longer good. Of enrolments that come
+    /// at the same time the last one counts, and a device that was revoked or deleted meanwhile stays out.
+    async fn enter(&self, device: DeviceId) -> Result<(), Refused> {
+        // Between reading and entering nobody else enters what was read before.
+        let _one = self.entering.lock().await;
+        let mut reader = self.store.read().await?;
+        let Some(known) = identities::known(&mut reader, device).await? else {
+            return Ok(());
+        };
+        let entry = Entry::new(device, &known.certificate, known.token, 0)
+            .map_err(|error| Refused::Internal(error.to_string()))?
+            .until(known.certificate_ends);
+        let before = self.registry.by_id(device);
+        if before.is_some_and(|before| before.certificate.hash() == entry.certificate.hash()) {
+            return Ok(());
+        }
         self.registry.remove(device);
         self.links.cut(device);
-        let entry = Entry::new(device, &certificate.der, None, 0)
-            .map_err(|error| Refused::Internal(error.to_string()))?
-            .until(certificate.ends);
-        self.registry.insert(entry).seen(now.as_millisecond());
+        let entry = self.registry.insert(entry);
+        entry.seen(Timestamp::now().as_millisecond());
+        // Asked after it is there: whoever revokes or deletes it from now on finds it.
+        match objects::by_id::<Device>(&mut reader, device).await? {
+            Some(object) if object.spec.revoked => entry.state().revoked = true,
+            Some(_) => {}
+            None => self.registry.remove(device),
+        }
         Ok(())
     }
 }
@@ -473,12 +485,6 @@ async fn alarm(
         now.as_millisecond(),
     )
     .await
-}
-
-/// A device's new certificate.
-struct Certified {
-    der: Vec<u8>,
-    ends: i64,
 }
 
 impl Asked {

@@ -209,10 +209,26 @@ pub async fn all(connection: &mut Connection) -> Result<Vec<Known>, StoreError> 
     let rows = sqlx::query("SELECT device, certificate, certificate_ends, token, token_ends, last_seen FROM identities")
         .all(connection, "reading all identities")
         .await?;
-    rows.iter().map(known).collect()
+    rows.iter().map(known_row).collect()
 }
 
-fn known(row: &SqliteRow) -> Result<Known, StoreError> {
+/// The same of one device.
+pub async fn known(
+    connection: &mut Connection,
+    device: DeviceId,
+) -> Result<Option<Known>, StoreError> {
+    of(
+        device,
+        "SELECT device, certificate, certificate_ends, token, token_ends, last_seen FROM identities WHERE device = $1",
+    )
+    .find(connection, ACTION)
+    .await?
+    .as_ref()
+    .map(known_row)
+    .transpose()
+}
+
+fn known_row(row: &SqliteRow) -> Result<Known, StoreError> {
     Ok(Known {
         device: device(row)?,
         certificate: row.try_get("certificate").tried(ACTION)?,

@@ -1,10 +1,14 @@
 //! Honest machines: by a manifest, by a person, by a rule, with a TPM and without; and what comes after.
 
+use std::time::Duration;
+
 use operator_api::{
     AttestationConclusion, AttestationLevel, Boot, BootOccasion, Device as DeviceObject, List,
     VerdictOutcome, WaitingDecision,
 };
 use protocol::enrolment::wire::{Level, Reason};
+use protocol::eve::config::ConfigRequest;
+use protocol::paths;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -374,6 +378,40 @@ async fn a_revoked_device_is_turned_away_at_its_next_word_and_cannot_come_back()
     machine.take(&grant);
     machine.device.attest(&site).await;
     assert_eq!(machine.device.config(&site, "").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_device_that_is_revoked_while_it_enrols_again_stays_out() {
+    let (site, emulator) = (Site::start().await, Emulator::start());
+    manifest(&site, "one", "serial,name\nSN-9,press\n").await;
+    let mut machine = Machine::with_tpm(&emulator, "SN-9").enrolled(&site).await;
+    let ready = machine.ready(&site).await;
+    let mut device = serde_json::to_value(site.device("press").await).unwrap();
+    device["spec"]["revoked"] = json!(true);
+    // Both wait for the same writer, the machine before the operator, and are told at the same moment that they are through.
+    let held = site.hold_writes().await;
+    let soon = |milliseconds| tokio::time::sleep(Duration::from_millis(milliseconds));
+    let (heard, revoked, ()) = tokio::join!(
+        machine.show(&site, &ready),
+        async {
+            soon(300).await;
+            site.put("devices/press", &device).await
+        },
+        async {
+            soon(600).await;
+            drop(held);
+        },
+    );
+    assert_eq!(revoked.0, StatusCode::OK, "{}", revoked.1);
+    machine.take(&heard.granted());
+    let request = ConfigRequest::default();
+    let (status, said) = machine
+        .device
+        .send(&site, &paths::config(machine.device.id), &request)
+        .await;
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!(status, StatusCode::FORBIDDEN, "{said}");
+    assert!(said.contains("revoked by an operator"), "{said}");
 }
 
 #[tokio::test]

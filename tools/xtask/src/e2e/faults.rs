@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use testbed::{Clock, Spec};
@@ -253,6 +253,29 @@ pub fn power_cut(story: &Story) -> Result<()> {
     }
     let device = story.enrol(&mut pc)?;
 
+    // A gigabyte, so that it is seen on its way on any machine.
+    let raw = manifest::machine("cut-fetch", &device, yard.raw_machine()?, "raw", 8083);
+    yard.site().operator.apply(&raw)?;
+    let fetching = || {
+        let status = story.app("cut-fetch")?["status"].clone();
+        let percent = status["progressPercent"].as_u64().unwrap_or_default();
+        ensure!(status["phase"] == "Fetching" && percent > 0, "{status}");
+        Ok((percent, status["lastReported"].clone()))
+    };
+    let (percent, reported) = story.until("the image is on its way", fetching)?;
+    pc.pc.cut_power();
+    story.step(format!(
+        "the power was cut when {percent} % of the image of cut-fetch were there"
+    ));
+    pc.pc.serial().skip();
+    pc.pc.power_on()?;
+    let percent = story.until("the image is on its way again", || {
+        let (percent, now) = fetching()?;
+        ensure!(now != reported, "what it reported before the cut");
+        Ok(percent)
+    })?;
+    story.step(format!("it is on its way again, at {percent} %"));
+    story.delete_apps(&["cut-fetch"])?;
     yard.site().operator.apply(&manifest::machine(
         "cut-machine",
         &device,
@@ -260,23 +283,6 @@ pub fn power_cut(story: &Story) -> Result<()> {
         "qcow2",
         8080,
     ))?;
-    let percent = story.until("the image is on its way", || {
-        let status = story.app("cut-machine")?["status"].clone();
-        let percent = status["progressPercent"].as_u64().unwrap_or_default();
-        match status["phase"].as_str() {
-            Some("Fetching") if percent > 0 => Ok(Some(percent)),
-            Some("Pending" | "Fetching") => bail!("{status}"),
-            // It was too quick to be seen; asking again would not help.
-            _ => Ok(None),
-        }
-    })?;
-    let percent = percent.context("the image was there before it was seen on its way")?;
-    pc.pc.cut_power();
-    story.step(format!(
-        "the power was cut when {percent} % of the image of cut-machine were there"
-    ));
-    pc.pc.serial().skip();
-    pc.pc.power_on()?;
     for moment in ["preparing", "starting", "running"] {
         cut_when(story, &mut pc, "cut-machine", moment)?;
     }
