@@ -79,9 +79,11 @@ struct State {
     written: u64,
     /// When an answer confirmed the time last.
     confirmed: Option<Instant>,
-    /// Whether a signed answer has named a time since the agent started.
+    /// Whether a signed answer has named a time that was believed, since the agent started.
     heard: bool,
-    /// How often an answer set a clock that was trusted.
+    /// The last time that was believed, seconds since 1970, and when it was named.
+    named: Option<(Instant, u64)>,
+    /// How often the clock had to be put right by more than it drifts.
     corrections: u64,
     /// How far the system clock is behind, in seconds, where it may not be set.
     behind: i64,
@@ -271,8 +273,13 @@ impl Clock {
 
     /// Takes the `Date` header of a signed answer (RFC 9110, section 5.6.7). Returns whether the clock was set.
     pub fn learn(&self, date: &str) -> bool {
-        self.state().heard = true;
-        self.confirm(date)
+        match parse_http_date(date) {
+            Some(named) => self.hear(named, true),
+            None => {
+                tracing::warn!(date, "controller's Date header not understood");
+                false
+            }
+        }
     }
 
     /// Takes a time that the owner's delegate signed over a nonce of ours, in milliseconds since 1970: the first that a device hears
@@ -283,17 +290,16 @@ impl Clock {
             tracing::warn!(milliseconds, "controller's signed time is no time");
             return false;
         };
-        self.state().heard = true;
-        self.hear(named)
+        self.hear(named, true)
     }
 
-    /// Whether a signed answer has named a time since the agent started.
+    /// Whether a signed answer has named a time that was believed, since the agent started.
     #[must_use]
     pub fn has_heard(&self) -> bool {
         self.state().heard
     }
 
-    /// How often an answer of the controller set the clock although it had been right before: something else has moved it.
+    /// How often the clock had to be put right by more than it drifts: something else has moved it, unless it was the first time.
     #[must_use]
     pub fn corrections(&self) -> u64 {
         self.state().corrections
@@ -312,16 +318,34 @@ impl Clock {
             tracing::warn!(date, "controller's Date header not understood");
             return false;
         };
-        self.hear(named)
+        self.hear(named, false)
     }
 
-    /// Takes a time, once a signed one was heard.
-    fn hear(&self, named: u64) -> bool {
-        let trusted = self.trusted();
-        let tolerance = if trusted { DRIFT } else { TOLERANCE };
+    /// Puts the clock back where the last believed time has it by now, if something moved it further than a clock drifts: half a minute, and
+    /// half a second in a thousand. Returns whether it did.
+    pub fn hold(&self) -> bool {
+        let right = {
+            let mut state = self.state();
+            let Some((since, named)) = state.named else {
+                return false;
+            };
+            let passed = since.elapsed().as_secs();
+            let right = named.saturating_add(passed);
+            if seconds(state.system()).abs_diff(right) <= DRIFT + passed / 2000 {
+                return false;
+            }
+            state.corrections += 1;
+            right
+        };
+        self.set_system(right)
+    }
+
+    /// Takes a time: a signed one, or another once a signed one was believed.
+    fn hear(&self, named: u64, signed: bool) -> bool {
+        let tolerance = if self.trusted() { DRIFT } else { TOLERANCE };
         let (step, floors, keep) = {
             let mut state = self.state();
-            if !state.heard {
+            if !state.heard && !signed {
                 return false;
             }
             let system = seconds(state.system());
@@ -329,8 +353,10 @@ impl Clock {
             let step = state.floors.hear(system, named, tolerance, now);
             if !matches!(step, Step::Refuse(_)) {
                 state.confirmed = Some(now);
+                state.named = Some((now, named));
+                state.heard = true;
             }
-            if trusted && matches!(step, Step::Set(_)) {
+            if matches!(step, Step::Set(_)) && system.abs_diff(named) > DRIFT {
                 state.corrections += 1;
             }
             let kept = state.floors.kept;
@@ -489,6 +515,38 @@ mod tests {
         ] {
             assert_eq!(parse_http_date(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_moves_the_clock_away_is_put_right_and_counted() {
+        let clock = Clock::unset(UNIX_EPOCH);
+        let now = seconds(SystemTime::now());
+        assert!(!clock.hold(), "nothing was named yet");
+        assert!(!clock.confirm(DATE) && !clock.has_heard());
+        clock.learn_signed(1000 * i64::try_from(now).unwrap());
+        assert!(clock.has_heard() && !clock.hold());
+        let before = clock.corrections();
+        // A time server from the future, while nobody answers.
+        clock.state().behind = 1_000_000;
+        assert!(clock.hold());
+        assert_eq!(clock.corrections(), before + 1);
+        assert!(clock.seconds().abs_diff(now) <= 2 && !clock.hold());
+        // And one that is found out by an answer after trust has lapsed.
+        clock.state().behind = -1_000_000;
+        clock.state().confirmed = None;
+        clock.learn_signed(1000 * i64::try_from(now).unwrap());
+        assert_eq!(clock.corrections(), before + 2);
+        // What a clock drifts is nobody's lie.
+        clock.state().behind = 10;
+        assert!(!clock.hold());
+        assert_eq!(clock.corrections(), before + 2);
+    }
+
+    #[test]
+    fn a_time_below_the_floor_is_not_heard() {
+        let clock = Clock::unset(SystemTime::now());
+        clock.learn_signed(1000);
+        assert!(!clock.has_heard() && !clock.trusted());
     }
 
     #[test]

@@ -166,7 +166,12 @@ pub async fn run(
     status: Status,
 ) -> Result<(), TimeServersError> {
     let mut state = State::Off;
+    let mut first = true;
     loop {
+        if matches!(state, State::Following { .. }) {
+            // What NTP says is bounded by the last signed time also while nobody answers.
+            clock.hold();
+        }
         let seen = Seen {
             signed: clock.has_heard(),
             corrections: clock.corrections(),
@@ -175,6 +180,8 @@ pub async fn run(
         };
         let (new, act) = next(&state, &seen);
         match act {
+            // An earlier agent's servers may be nobody's any more.
+            Act::Leave if first && seen.signed && new == State::Off => stop(&*units).await?,
             Act::Leave => {}
             Act::Stop => stop(&*units).await?,
             Act::Ask => {
@@ -182,6 +189,7 @@ pub async fn run(
                 ask(&files, &*units, &seen.servers).await?;
             }
         }
+        first &= !seen.signed;
         state = new;
         tell(&state, &files, &status);
         tokio::time::sleep(LOOK).await;

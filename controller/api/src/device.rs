@@ -174,7 +174,9 @@ impl fmt::Display for AttestationConclusion {
 }
 
 /// How strong the proof of a device's identity is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum AttestationLevel {
     /// No TPM: a software key, marked for ever.

@@ -3,7 +3,7 @@
 //! ```text
 //! is a device? ---- revoked ------------------> Deny
 //!      | '- counters, serial, model odd ------> Wait (Refuse, if a manifest says otherwise), unless a person approved
-//!      |  |- its maker's certificate: gone ---> Wait, likewise;  for another serial number: Refuse
+//!      |  |- a maker's certificate: gone ---> Wait, likewise;  for another serial number: Refuse
 //!      |  '-------- all as it was ------------> Again
 //!      no
 //!      |-- a person denied -------------------> Deny
@@ -156,25 +156,25 @@ pub fn decide(applicant: &Applicant, memory: &Memory<'_>) -> Decided {
     let unique = unique(applicant, memory, line);
     let counters = counters(applicant, memory);
     let model = model(applicant, memory);
-    let silent = silent(applicant, memory);
+    let missing = missing(applicant, memory);
     let mut verdicts = vec![
         verdict(Check::EndorsementUnique, unique.outcome.clone()),
         verdict(Check::Serial, serial.clone()),
         verdict(Check::Model, model.clone()),
         verdict(Check::ResetCount, counters.clone()),
     ];
-    if silent {
+    if let Some(check) = missing {
         verdicts.push(verdict(
-            Check::MachineCertificate,
+            check,
             fail(
-                "the certificate of the machine's maker that it showed before",
+                "a certificate of a maker that the owner trusts, as before",
                 "none",
             ),
         ));
     }
     let odd = Odd {
         certified: another(applicant, memory),
-        silent,
+        weaker: missing.is_some(),
         serial: failed(&serial),
         model: failed(&model),
         counters: failed(&counters),
@@ -305,13 +305,17 @@ fn model(applicant: &Applicant, memory: &Memory<'_>) -> Outcome {
     }
 }
 
-/// Whether a device that its maker vouched for shows nothing of that any more. That its maker is trusted no longer is no sign of anything.
-fn silent(applicant: &Applicant, memory: &Memory<'_>) -> bool {
-    let was_gold = memory
-        .enrolled
-        .as_ref()
-        .is_some_and(|enrolled| enrolled.level == Some(AttestationLevel::Gold));
-    was_gold && applicant.standing == MachineStanding::Silent
+/// What a device has not to show any more that it had. A certificate that was revoked, or the one above it, may be what it leaves out; so
+/// this is a person's to look at, also where it is the owner who trusts a maker no longer.
+fn missing(applicant: &Applicant, memory: &Memory<'_>) -> Option<Check> {
+    let before = memory.enrolled.as_ref().and_then(|known| known.level)?;
+    if applicant.level >= before {
+        None
+    } else if applicant.level < AttestationLevel::Silver {
+        Some(Check::EndorsementCertificate)
+    } else {
+        Some(Check::MachineCertificate)
+    }
 }
 
 /// Whether the machine's maker has certified its TPM for another serial number, and no person has let it in with both before.
@@ -357,7 +361,7 @@ pub fn counters_outcome(before: Option<Counters>, now: Option<Counters>) -> Outc
 #[derive(Clone, Copy)]
 struct Odd {
     certified: bool,
-    silent: bool,
+    weaker: bool,
     serial: bool,
     model: bool,
     counters: bool,
@@ -374,7 +378,7 @@ fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd
         Some(WaitingDecision::Denied) => return denied(),
         decision => decision == Some(WaitingDecision::Approved),
     };
-    if approved || !(odd.certified || odd.silent || odd.serial || odd.model || odd.counters) {
+    if approved || !(odd.certified || odd.weaker || odd.serial || odd.model || odd.counters) {
         return Decision::Again(enrolled.device);
     }
     if odd.certified {
@@ -395,8 +399,8 @@ fn again(enrolled: &Enrolled, memory: &Memory<'_>, line: Option<&Line>, odd: Odd
     }
     let reason = if odd.model {
         "it says that it is another model than before"
-    } else if odd.silent {
-        "it showed its maker's certificate before, and shows none now"
+    } else if odd.weaker {
+        "it showed a certificate of a trusted maker before, and shows none now"
     } else {
         "its TPM's counters have gone back: it was cleared"
     };

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! hello:    open --> read --> challenge                                   nothing is kept
-//! evidence: open --> read --> nonce used? --same evidence--> the same answer again
-//!                                |  '------other evidence--> refused
-//!                              verify --not proven---------> refused, nothing is written
+//! evidence: open --> read --> verify --not proven--> refused, nothing is written; if it was good before, the same answer again
 //!                                |
+//!                            nonce used? --same evidence--> the same answer again
+//!                                |  '-----other evidence--> refused
 //!              one transaction: nonce struck out, decision (fleet::admission), device, answer
 //! ```
 //!
@@ -78,6 +78,8 @@ struct Case {
     log: Option<PackedLog>,
     /// SHA-256 of the evidence.
     evidence: [u8; 32],
+    /// What was believed when it was judged.
+    trust: Arc<Trust>,
 }
 
 impl Fleet {
@@ -170,7 +172,7 @@ impl Fleet {
     }
 
     /// Reads an evidence and checks it; no store is asked.
-    fn try_evidence(&self, message: &[u8], trust: &Trust) -> Tried {
+    fn try_evidence(&self, message: &[u8], trust: &Arc<Trust>) -> Tried {
         let hash = sha256(message);
         let evidence = match verifier::read_evidence(message) {
             Ok(evidence) => evidence,
@@ -192,6 +194,7 @@ impl Fleet {
                 report: judged.report,
                 log: proven.event_log.as_deref().and_then(PackedLog::of),
                 evidence: hash,
+                trust: trust.clone(),
                 proven,
             })),
             None => Tried::Unproven {
@@ -205,12 +208,17 @@ impl Fleet {
     /// Decides about a machine that has proven its keys, in one transaction with everything that follows.
     async fn settle(&self, mut case: Case) -> Result<Answer, Refused> {
         let now = Timestamp::now();
-        let trust = self.trust().await?;
         let mut writer = self.store.write().await?;
+        let trust = self.trust().await?;
+        if !Arc::ptr_eq(&trust, &case.trust) {
+            // A maker was written while this waited, or a rule: it is judged anew, by what is believed now.
+            return Ok(busy());
+        }
         let machine = case.proven.machine;
         if let Some(answer) = answered(&mut writer, &case.proven.nonce, &case.evidence).await? {
             let known = identities::by_machine(&mut writer, &machine).await?;
-            drop(writer);
+            // The same evidence may have come a moment ago, and what it was answered not be on the disk yet.
+            writer.commit_together().await?;
             if let Some(known) = known {
                 // Where the store failed after it had let the machine in, this is the next chance.
                 self.enter(known.device).await?;

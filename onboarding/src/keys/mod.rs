@@ -325,7 +325,14 @@ impl Identity {
     /// [`TpmError`].
     pub fn vouch(&self, qualifying: &[u8]) -> Result<Option<MachineStatement>, TpmError> {
         match &self.keys {
-            Keys::Tpm(keys) => keys.vouch(qualifying),
+            Keys::Tpm(keys) => match keys.vouch(qualifying) {
+                // It costs the level, and is no reason not to enrol.
+                Err(error @ TpmError::Refused { .. }) => {
+                    tracing::warn!(%error, "the TPM does not say what its machine's maker knows; left out");
+                    Ok(None)
+                }
+                said => said,
+            },
             Keys::Software(_) => Ok(None),
         }
     }

@@ -370,6 +370,7 @@ fn a_machine_whose_maker_certified_another_serial_number_is_for_a_person() {
     memory.enrolled = Some(before.clone());
     assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "refuse");
     before.certified_serial = "SN-9".to_owned();
+    before.level = Some(AttestationLevel::Silver);
     memory.enrolled = Some(before.clone());
     assert_eq!(outcome(&machine(another("SN-9")), &memory).0, "again");
     before.serial = "SN-0".to_owned();
@@ -380,18 +381,25 @@ fn a_machine_whose_maker_certified_another_serial_number_is_for_a_person() {
 }
 
 #[test]
-fn a_device_once_gold_that_shows_no_certificate_any_more_waits() {
-    let machine = |standing| Applicant {
-        level: AttestationLevel::Silver,
+fn a_device_that_has_less_to_show_than_before_waits() {
+    use AttestationLevel::{Bronze, Gold, Silver};
+    use MachineStanding::{Silent, Unproven};
+    let machine = |level, standing| Applicant {
+        level,
         standing,
         ..applicant()
     };
-    for (level, standing, word) in [
-        (AttestationLevel::Gold, MachineStanding::Silent, "wait"),
-        // Its maker is trusted no longer.
-        (AttestationLevel::Gold, MachineStanding::Unproven, "again"),
-        (AttestationLevel::Gold, known(), "again"),
-        (AttestationLevel::Silver, MachineStanding::Silent, "again"),
+    for (level, now, standing, missing) in [
+        (Gold, Silver, Silent, Some(Check::MachineCertificate)),
+        // One of a stranger in its place, or its maker is trusted no longer.
+        (Gold, Silver, Unproven, Some(Check::MachineCertificate)),
+        // The TPM's is left out, with which the machine's proves nothing either.
+        (Gold, Bronze, Unproven, Some(Check::EndorsementCertificate)),
+        (Silver, Bronze, Silent, Some(Check::EndorsementCertificate)),
+        (Gold, Gold, known(), None),
+        (Silver, Gold, known(), None),
+        (Silver, Silver, Silent, None),
+        (Bronze, Bronze, Silent, None),
     ] {
         let mut memory = Memory {
             enrolled: Some(Enrolled {
@@ -400,16 +408,12 @@ fn a_device_once_gold_that_shows_no_certificate_any_more_waits() {
             }),
             ..memory()
         };
-        let (said, checks) = outcome(&machine(standing.clone()), &memory);
-        assert_eq!(said, word, "{level} {standing:?}");
-        let failed = if word == "wait" {
-            vec![Check::MachineCertificate]
-        } else {
-            vec![]
-        };
-        assert_eq!(checks, failed);
+        let (said, checks) = outcome(&machine(now, standing.clone()), &memory);
+        let word = if missing.is_some() { "wait" } else { "again" };
+        assert_eq!(said, word, "{level} {now} {standing:?}");
+        assert_eq!(checks, Vec::from_iter(missing));
         memory.person = person(WaitingDecision::Approved);
-        assert_eq!(outcome(&machine(standing), &memory).0, "again");
+        assert_eq!(outcome(&machine(now, standing), &memory).0, "again");
     }
 }
 
