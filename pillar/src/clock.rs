@@ -273,13 +273,7 @@ impl Clock {
 
     /// Takes the `Date` header of a signed answer (RFC 9110, section 5.6.7). Returns whether the clock was set.
     pub fn learn(&self, date: &str) -> bool {
-        match parse_http_date(date) {
-            Some(named) => self.hear(named, true),
-            None => {
-                tracing::warn!(date, "controller's Date header not understood");
-                false
-            }
-        }
+        self.hear_date(date, true)
     }
 
     /// Takes a time that the owner's delegate signed over a nonce of ours, in milliseconds since 1970: the first that a device hears
@@ -314,11 +308,15 @@ impl Clock {
     /// The same of an answer that TLS alone vouches for: enough to keep a good clock good and to put a doubtful one
     /// right, not to tell the time first.
     pub fn confirm(&self, date: &str) -> bool {
+        self.hear_date(date, false)
+    }
+
+    fn hear_date(&self, date: &str, signed: bool) -> bool {
         let Some(named) = parse_http_date(date) else {
             tracing::warn!(date, "controller's Date header not understood");
             return false;
         };
-        self.hear(named, false)
+        self.hear(named, signed)
     }
 
     /// Puts the clock back where the last believed time has it by now, if something moved it further than a clock drifts: half a minute, and
